@@ -1,0 +1,25 @@
+"""The exceptions that the library raises; every message names the place, the cause and the way out."""
+
+
+class BwskError(Exception):
+    """Base of every error that bwsk-fx raises on purpose."""
+
+
+class CaptureError(BwskError):
+    """A model could not be captured; names file, line and construct."""
+
+
+class RuleError(BwskError):
+    """A rule is missing, contradictory or was registered wrongly."""
+
+
+class PlanError(BwskError):
+    """No plan satisfies the request, or a plan does not fit the graph."""
+
+
+class RegionError(BwskError):
+    """A reversible region was used in a way that it does not support."""
+
+
+class TrainingError(BwskError):
+    """A training run cannot start or go on: data, checkpoint or output folder."""

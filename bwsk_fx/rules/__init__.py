@@ -1,0 +1,1 @@
+"""bwsk-fx: rules."""
