@@ -1,1 +1,5 @@
-"""bwsk-fx."""
+"""bwsk-fx: label what operators preserve or erase, and rebuild activations in the backward pass."""
+
+from bwsk_fx.capture import capture
+
+__all__ = ["capture"]

@@ -1,0 +1,325 @@
+"""The recorder behind `bwsk_fx.capture`: turns the torch calls of one run into fx nodes."""
+
+from __future__ import annotations
+
+import linecache
+import operator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from bwsk_fx.errors import CaptureError
+
+_TORCH_ROOT = str(Path(torch.__file__).parent)
+_OWN_ROOT = str(Path(__file__).parent)
+_OPERATORS = {
+    "__getitem__": operator.getitem,
+    "__setitem__": operator.setitem,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "__add__": operator.add,
+    "__sub__": operator.sub,
+    "__mul__": operator.mul,
+    "__truediv__": operator.truediv,
+    "matmul": operator.matmul,
+    "__matmul__": operator.matmul,
+    "neg": operator.neg,
+}
+_ARITHMETIC = {sympy.Add: operator.add, sympy.Mul: operator.mul}
+
+
+def default_is_leaf(module: nn.Module) -> bool:
+    """Whether `module` is recorded whole: one of `torch.nn`'s own operators, or a module without children."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    own = type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
+    return own or not any(True for _ in module.children())
+
+
+def user_frame(trace: TracebackType | None) -> str:
+    """Name the innermost frame of a traceback that is neither PyTorch's nor the recorder's."""
+    place = "unknown place"
+    while trace is not None:
+        if _is_users(trace.tb_frame):
+            place = _describe(trace.tb_frame, trace.tb_lineno)
+        trace = trace.tb_next
+    return place
+
+
+def _is_users(frame: FrameType) -> bool:
+    return not frame.f_code.co_filename.startswith((_TORCH_ROOT, _OWN_ROOT))
+
+
+def _describe(frame: FrameType, line: int) -> str:
+    filename = frame.f_code.co_filename
+    code = linecache.getline(filename, line).strip()
+    return f'File "{filename}", line {line}, in {frame.f_code.co_name}\n    {code}'
+
+
+def _current_source() -> str | None:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not _is_users(frame):
+        frame = frame.f_back
+    return None if frame is None else _describe(frame, frame.f_lineno)
+
+
+class Recorder(TorchFunctionMode):
+    """Records torch calls on known tensors as nodes of `graph`, and leaf modules as `call_module` nodes."""
+
+    def __init__(
+        self, model: nn.Module, tensors: Mapping[str, torch.Tensor], is_leaf: Callable[[nn.Module], bool]
+    ) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.constants: dict[str, torch.Tensor] = {}
+        self.symbols: dict[sympy.Symbol, tuple[str, int]] = {}
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._root = model
+        self._is_leaf = is_leaf
+        self._own = {id(tensor): name for name, tensor in tensors.items()}
+        self._nodes: dict[int, fx.Node] = {}
+        self._alive: list[Any] = list(tensors.values())
+        self._sizes: dict[sympy.Expr, fx.Node] = {}
+        self._stack: dict[str, tuple[str, type]] = {}
+        self._inside_leaf = False
+
+    # -- what the capture calls ---------------------------------------------------------------------------------
+
+    def add_placeholder(self, name: str, fake: torch.Tensor) -> torch.Tensor:
+        """Record an input; its symbolic sizes become known."""
+        node = self.graph.placeholder(name)
+        node.meta["val"] = fake.detach()
+        self._remember(fake, node)
+        for dim, size in enumerate(fake.shape):
+            if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
+                self.symbols.setdefault(size.node.expr, (name, dim))
+        return fake
+
+    def finish(self, output: Any) -> None:
+        """Record the model's result, rebuilding output classes such as Hugging Face's `ModelOutput`."""
+        result = self.graph.output(self._output(output))
+        result.meta["val"] = None
+        self._drop_unused_sizes()
+
+    def constants_root(self) -> nn.Module:
+        """Return a module that holds the tensors which the model uses but does not own."""
+        root = nn.Module()
+        for name, tensor in self.constants.items():
+            root.register_buffer(name, tensor, persistent=False)
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr") and node.target not in self.constants:
+                _graft(root, self._root, node.target)
+        return root
+
+    def __enter__(self) -> Recorder:
+        self._call_module = nn.Module.__call__
+        recorder, original = self, nn.Module.__call__
+
+        def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return recorder._on_module(original, module, args, kwargs)
+
+        nn.Module.__call__ = recorded_call  # type: ignore[method-assign, assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        super().__exit__(*exc_info)
+        nn.Module.__call__ = self._call_module  # type: ignore[method-assign]
+
+    # -- what the run calls -------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func` on the fakes and record it when it yields or writes a tensor."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._inside_leaf or _only_moves(func, args, kwargs, result):
+            return result
+        writes = getattr(func, "__name__", "") == "__setitem__"
+        if writes or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
+            op, target, args = _call_of(func, args)
+            self._add(op, target, args, kwargs, result)
+        return result
+
+    def _on_module(self, original: Callable, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        path = self._paths.get(module)
+        # A module made on the fly has no path: what it does is recorded call by call.
+        if path is None or self._inside_leaf:
+            return original(module, *args, **kwargs)
+        with self._entered(path, module):
+            if module is self._root or not self._is_leaf(module):
+                return original(module, *args, **kwargs)
+            self._inside_leaf = True
+            try:
+                result = original(module, *args, **kwargs)
+                self._add("call_module", path, args, kwargs, result)
+            finally:
+                self._inside_leaf = False
+            return result
+
+    @contextmanager
+    def _entered(self, path: str, module: nn.Module) -> Iterator[None]:
+        before = self._stack
+        self._stack = {**before, path: (path, type(module))}
+        try:
+            yield
+        finally:
+            self._stack = before
+
+    # -- nodes --------------------------------------------------------------------------------------------------
+
+    def _add(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        node = self.graph.create_node(op, target, self._arguments(args), self._arguments(kwargs))
+        node.stack_trace = _current_source()
+        node.meta["nn_module_stack"] = self._stack
+        node.meta["val"] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+        self._bind_result(node, result)
+
+    def _bind_result(self, node: fx.Node, result: Any) -> None:
+        if isinstance(result, torch.Tensor):
+            self._remember(result, node)
+        elif isinstance(result, (tuple, list)):
+            for index, item in enumerate(result):
+                if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(item)):
+                    part = self.graph.call_function(operator.getitem, (node, index))
+                    part.stack_trace = node.stack_trace
+                    part.meta["nn_module_stack"] = self._stack
+                    part.meta["val"] = node.meta["val"][index]
+                    self._bind_result(part, item)
+
+    def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)  # an id stays ours only as long as its tensor lives
+
+    def _arguments(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._node_of(value)
+        if isinstance(value, torch.SymInt):
+            return self._size(value.node.expr, value)
+        if isinstance(value, (tuple, list)):
+            items = [self._arguments(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, dict):
+            return {key: self._arguments(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._arguments(part) for part in (value.start, value.stop, value.step)))
+        if isinstance(value, (torch.SymFloat, torch.SymBool)):
+            raise CaptureError(f"a value computed from the batch size reaches an operator: {value}")
+        return value
+
+    def _node_of(self, tensor: torch.Tensor) -> fx.Node:
+        node = self._nodes.get(id(tensor))
+        if node is None:
+            node = self._attribute(tensor)
+            self._remember(tensor, node)
+        return node
+
+    def _attribute(self, tensor: torch.Tensor) -> fx.Node:
+        name = self._own.get(id(tensor))
+        if name is None:
+            name = f"_tensor_constant{len(self.constants)}"
+            self.constants[name] = tensor
+        node = self.graph.get_attr(name)
+        node.meta["val"] = tensor.detach()
+        return node
+
+    # -- symbolic sizes -----------------------------------------------------------------------------------------
+
+    def _size(self, expr: sympy.Expr, value: torch.SymInt | int) -> Any:
+        """Return a node (or a plain number) that computes `expr` from the placeholders' sizes."""
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self._sizes:
+            node = self._size_node(expr)
+            node.meta["val"] = value
+            self._sizes[expr] = node
+        return self._sizes[expr]
+
+    def _size_node(self, expr: sympy.Expr) -> fx.Node:
+        if expr in self.symbols:
+            name, dim = self.symbols[expr]
+            source = next(node for node in self.graph.find_nodes(op="placeholder") if node.target == name)
+            return self.graph.call_method("size", (source, dim))
+        parts = [self._size(part, self._hint(part)) for part in expr.args]
+        if expr.func in _ARITHMETIC:
+            node = parts[0]
+            for part in parts[1:]:
+                node = self.graph.call_function(_ARITHMETIC[expr.func], (node, part))
+                node.meta["val"] = self._hint(expr)
+            return node
+        if expr.func.__name__ == "FloorDiv":
+            return self.graph.call_function(operator.floordiv, tuple(parts))
+        raise CaptureError(f"a size is computed from the batch size in a way that cannot be recorded: {expr}")
+
+    def _hint(self, expr: sympy.Expr) -> Any:
+        if expr.is_Integer:
+            return int(expr)
+        name, _ = next(iter(self.symbols.values()))
+        node = next(node for node in self.graph.find_nodes(op="placeholder") if node.target == name)
+        return node.meta["val"].fake_mode.shape_env.create_symintnode(expr, hint=None)
+
+    def _drop_unused_sizes(self) -> None:
+        for node in reversed(list(self._sizes.values())):
+            if not node.users:
+                self.graph.erase_node(node)
+
+    # -- outputs ------------------------------------------------------------------------------------------------
+
+    def _output(self, value: Any) -> Any:
+        if isinstance(value, dict) and type(value) is not dict:
+            items = {key: self._output(item) for key, item in value.items()}
+            node = self.graph.call_function(type(value), (), items)
+            node.meta["val"] = None
+            node.meta["nn_module_stack"] = {}
+            return node
+        if isinstance(value, dict):
+            return {key: self._output(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return type(value)([self._output(item) for item in value])
+        if value is None or isinstance(value, (torch.Tensor, torch.SymInt, int, float, bool, str)):
+            return self._arguments(value)
+        raise CaptureError(
+            f"the model returns a {type(value).__name__}, which is not made of tensors, mappings and sequences"
+        )
+
+
+def _only_moves(func: Callable, args: tuple, kwargs: dict[str, Any], result: Any) -> bool:
+    """Whether a call is `tensor.to(device)` that changes nothing; recording it would pin the graph to a device."""
+    target = (*args[1:], *kwargs.values())
+    to_device = func is torch.Tensor.to and all(isinstance(item, (torch.device, str, bool)) for item in target)
+    return to_device and result is args[0]
+
+
+def _call_of(func: Callable, args: tuple) -> tuple[str, Any, tuple]:
+    """Name a torch function the way people write it: operator, method, attribute or function."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return "call_function", getattr, (args[0], func.__self__.__name__)  # type: ignore[attr-defined]
+    if getattr(torch.Tensor, name, None) is not func:
+        return "call_function", func, args
+    if name in _OPERATORS and len(args) == (1 if name == "neg" else 3 if name == "__setitem__" else 2):
+        return "call_function", _OPERATORS[name], args
+    return "call_method", name, args
+
+
+def _graft(root: nn.Module, source: nn.Module, path: str) -> None:
+    """Make `root.path` the very object at `source.path`, with bare modules on the way."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        source = getattr(source, parent)
+        if parent not in root._modules:
+            root.add_module(parent, nn.Module())
+        root = root._modules[parent]  # type: ignore[assignment]
+    value = getattr(source, name)
+    (root._modules if isinstance(value, nn.Module) else root._parameters)[name] = value

@@ -1,0 +1,64 @@
+"""Every private PyTorch symbol that bwsk-fx uses, behind one function each.
+
+`tests/test_torch_private.py` calls each of them, so that a PyTorch release that moves one fails with its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+
+@contextmanager
+def swapped_parameters(module: nn.Module, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Let `module` see `tensors` in place of its parameters and buffers, tied ones included."""
+    from torch.nn.utils.stateless import _reparametrize_module
+
+    with _reparametrize_module(module, tensors, tie_weights=True):
+        yield
+
+
+def fake_mode() -> Any:
+    """Return a fresh `FakeTensorMode` with a symbolic shape environment."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = ()) -> torch.Tensor:
+    """Return the fake twin of `tensor`; equal sizes along `dynamic_dims` share one symbol."""
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
+    sizes = [DimDynamic.DUCK if dim in dynamic_dims else DimDynamic.STATIC for dim in range(tensor.dim())]
+    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+
+def trace_joint(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """Trace forward and backward of `function` into one ATen joint graph with AOTAutograd.
+
+    The graph's placeholders are `inputs` followed by one tangent per differentiable output; its output is the
+    tuple of forward outputs and of gradients. The backward pass is traced without autocast, which is how
+    `loss.backward()` runs outside an autocast block.
+    """
+    from torch._functorch import config
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+
+    with config.patch(backward_pass_autocast="off"):
+        return aot_export_joint_simple(function, tuple(inputs), trace_joint=True)
+
+
+def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of `graph` in which equal, deterministic, side-effect-free calls appear once."""
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    return fx_graph_cse(graph)
+
+
+def release_saved_tensors(ctx: Any) -> None:
+    """Drop what `ctx` saved for the backward pass, unless the autograd graph is retained."""
+    ctx.maybe_clear_saved_tensors()

@@ -1,0 +1,211 @@
+"""Capture: `nn.Module` to torch-level `torch.fx.GraphModule`, by running the model once and recording.
+
+The model runs on fake tensors with a symbolic batch size, so nothing is computed and the graph holds for other
+batch sizes. Leaf modules become `call_module` nodes under their original paths.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bwsk_fx import _torch_private as private
+from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
+from bwsk_fx.errors import CaptureError
+
+ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    is_leaf: Callable[[nn.Module], bool] = default_is_leaf,
+) -> fx.GraphModule:
+    """Record `model` as a torch-level graph.
+
+    Args:
+        model: Any module; its parameters, buffers and submodules are shared with the result, not copied.
+        example_inputs: One tensor, positional inputs, or keyword inputs. Tensors become placeholders whose first
+            dimension is the symbolic batch; anything else is a constant of the graph.
+        is_leaf: Which submodules become one `call_module` node: by default those of `torch.nn` and those
+            without children.
+
+    Returns:
+        A `GraphModule` with the same `state_dict` keys as `model`. Every node carries `meta["val"]` (fake
+        tensors), `meta["nn_module_stack"]` and the user's source line as `stack_trace`.
+
+    Raises:
+        CaptureError: The model branches on data, fails on the inputs, or returns something that is not made of
+            tensors; the message names the source line.
+    """
+    inputs = _bind(model, example_inputs)
+    graph_module, guard = _record(model, inputs, is_leaf)
+    guard = GraphGuard(guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
+                       guard.conditions, guard.symbols)
+    if guard.training is not None or guard.conditions:
+        graph_module.register_forward_pre_hook(guard, with_kwargs=True)
+    return graph_module
+
+
+@dataclass(frozen=True)
+class GraphGuard:
+    """Forward pre-hook that refuses inputs and modes for which the graph was not captured.
+
+    Attributes:
+        training: The only mode the graph is valid in, or None when it holds in both.
+        conditions: Conditions on batch symbols that the model's Python code branched on.
+        symbols: Batch symbol to (placeholder name, dimension).
+    """
+
+    training: bool | None
+    conditions: tuple[Any, ...]
+    symbols: tuple[tuple[Any, tuple[str, int]], ...]
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Raise `CaptureError` where the captured control flow does not hold."""
+        if self.training is not None and module.training != self.training:
+            modes = {True: "train", False: "eval"}
+            raise CaptureError(
+                f"this graph was captured in {modes[self.training]} mode and the model computes something else in "
+                f"{modes[module.training]} mode outside its leaf modules (dropout inside attention, for example); "
+                "put the model in that mode and capture it again"
+            )
+        if self.conditions:
+            self._check_conditions(module, args, kwargs)
+
+    def _check_conditions(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        names = [node.target for node in module.graph.find_nodes(op="placeholder")]  # type: ignore[union-attr, operator]
+        bound = dict(zip(names, args, strict=False)) | kwargs
+        sizes = {symbol: bound[name].shape[dim] for symbol, (name, dim) in self.symbols}
+        for condition in self.conditions:
+            if condition.subs(sizes) == False:  # noqa: E712 (a sympy truth value)
+                raise CaptureError(
+                    f"the captured graph requires {condition} and was called with {sizes}: the model's Python code "
+                    "branches on this size; capture it again with inputs of this size"
+                )
+
+
+def _bind(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    try:
+        if isinstance(example_inputs, Mapping):
+            bound = signature.bind(**example_inputs)
+        else:
+            bound = signature.bind(*example_inputs)
+    except TypeError as error:
+        raise CaptureError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
+    flat: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            flat.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            raise CaptureError(f"{type(model).__name__}.forward takes *{name}: pass example inputs by keyword")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _record(
+    model: nn.Module, inputs: Mapping[str, Any], is_leaf: Callable[[nn.Module], bool]
+) -> tuple[fx.GraphModule, GraphGuard]:
+    """Run `model` once on fakes; the random state and the model's own tensors stay as they are."""
+    mode = private.fake_mode()
+    fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
+    recorder = Recorder(model, fakes, is_leaf)
+    # The flags of the autocast block around a capture belong to the run, not to the torch-level graph.
+    with torch.random.fork_rng(devices=()), mode, private.swapped_parameters(model, fakes), _no_autocast():
+        arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}
+        try:
+            with recorder:
+                output = model(**arguments)
+            recorder.finish(output)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(model, error)) from error
+    graph_module = _assemble(model, recorder)
+    conditions = tuple(guard.expr for guard in mode.shape_env.guards if _is_users_branch(guard))
+    return graph_module, GraphGuard(model.training, conditions, tuple(recorder.symbols.items()))
+
+
+def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _placeholder(recorder: Recorder, mode: Any, name: str, value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    # A batch of one would be taken for a constant: symbols start at two. The fake stands for any size.
+    if value.dim() and value.shape[0] == 1:
+        value = torch.empty(2, *value.shape[1:], dtype=value.dtype, device="meta").to(value.device)
+    fake = private.fake_tensor(mode, value, dynamic_dims=(0,) if value.dim() else ())
+    return recorder.add_placeholder(name, fake)
+
+
+def _no_autocast() -> Any:
+    stack = torch.autocast("cpu", enabled=False)
+    return stack if not torch.cuda.is_available() else _Both(stack, torch.autocast("cuda", enabled=False))
+
+
+class _Both:
+    def __init__(self, first: Any, second: Any) -> None:
+        self.contexts = (first, second)
+
+    def __enter__(self) -> None:
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *exc_info: Any) -> None:
+        for context in reversed(self.contexts):
+            context.__exit__(*exc_info)
+
+
+def _assemble(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
+    graph_module = fx.GraphModule(recorder.constants_root(), recorder.graph, class_name=type(model).__name__)
+    # The model's own children, not copies: paths, tied parameters, non-persistent buffers and order all stay.
+    graph_module._modules.update(model._modules)
+    graph_module._parameters.update(model._parameters)
+    graph_module._buffers.update(model._buffers)
+    graph_module._non_persistent_buffers_set.update(model._non_persistent_buffers_set, recorder.constants)
+    graph_module.training = model.training
+    graph_module.graph.lint()
+    return graph_module
+
+
+def _is_users_branch(guard: Any) -> bool:
+    location = guard.sloc.framework_loc
+    return location is None or f"{torch.__name__}/" not in str(getattr(location, "filename", location))
+
+
+def _depends_on_mode(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    is_leaf: Callable[[nn.Module], bool],
+    captured: fx.GraphModule,
+) -> bool:
+    """Whether the other of train and eval mode records another graph; a model that fails there counts as yes."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(not model.training)
+    try:
+        other, _ = _record(model, inputs, is_leaf)
+    except CaptureError:
+        return True
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return other.code != captured.code
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    place = user_frame(error.__traceback__)
+    cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    return f"cannot capture {type(model).__name__}: {place}: {cause}"
