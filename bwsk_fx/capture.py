@@ -46,8 +46,11 @@ def capture(
     """
     inputs = _bind(model, example_inputs)
     graph_module, guard = _record(model, inputs, is_leaf)
-    guard = GraphGuard(guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
-                       guard.conditions, guard.symbols)
+    guard = GraphGuard(
+        guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
+        guard.conditions,
+        guard.symbols,
+    )
     if guard.training is not None or guard.conditions:
         graph_module.register_forward_pre_hook(guard, with_kwargs=True)
     return graph_module
