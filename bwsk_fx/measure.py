@@ -1,0 +1,270 @@
+"""What a training step keeps and holds: bytes saved for the backward pass, and peak live tensor bytes.
+
+Three figures, because each hides what the others show. *Saved bytes* say what the forward pass leaves for the
+backward pass, *peak bytes* what is alive at the worst moment of a step, *static bytes* what the model weighs
+before it computes anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Inputs = Mapping[str, Any] | tuple[Any, ...] | Tensor
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Memory of one training step, forward and backward, without the optimizer.
+
+    Attributes:
+        saved_bytes: see `saved_for_backward`.
+        peak_bytes: see `peak_live_bytes`.
+        peak_activation_bytes: the same peak with the parameters' gradients left out, so that it compares
+            what two ways of running the same weights hold beyond them.
+        static_bytes: distinct storages of parameters and buffers.
+    """
+
+    saved_bytes: int
+    peak_bytes: int
+    peak_activation_bytes: int
+    static_bytes: int
+
+
+def saved_for_backward(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None = None) -> int:
+    """Bytes that one forward pass keeps for its backward pass.
+
+    Counted: every distinct storage that autograd saves, at its full size (a saved view keeps its whole base
+    alive), through `torch.autograd.graph.saved_tensors_hooks`; that covers built-in operators and
+    `ctx.save_for_backward` of custom Functions. Copies of weights, such as the half-precision casts that
+    autocast makes, are counted, and so is an input that an operator saves. Not counted: the storages of the
+    model's own parameters and buffers, which are there anyway, and tensors that a Function puts on `ctx` by
+    other means.
+
+    The model runs as it is (call `train()` before) and is left as it was: gradients, buffers, random state.
+
+    Args:
+        model: the model; its output must be a loss, or carry one as `loss` or as its first element.
+        inputs: what the model is called with: keyword arguments, positional arguments, or one tensor.
+        autocast_dtype: run under autocast with this dtype, as mixed-precision training does.
+
+    Returns:
+        The number of bytes.
+    """
+    with _undisturbed(model):
+        # Captured graphs and kernels that are built on the first call must not be part of the figure.
+        _forward(model, inputs, autocast_dtype)
+        return _saved_bytes(model, inputs, autocast_dtype)
+
+
+def peak_live_bytes(
+    model: nn.Module,
+    inputs: Inputs,
+    autocast_dtype: torch.dtype | None = None,
+    *,
+    count_gradients: bool = True,
+) -> int:
+    """The most bytes of tensors alive at one time during a forward and a backward pass.
+
+    Counted: distinct storages of every tensor that an operator returns during the step, also inside custom
+    autograd Functions and in the backward pass, from its creation until its storage is freed. Not counted:
+    what was alive before (parameters, buffers, inputs) and work space inside a single kernel. The figure is
+    exact and repeatable on the CPU; on CUDA `measure` reports the allocator's own peak instead.
+
+    Args:
+        model: as for `saved_for_backward`.
+        inputs: as for `saved_for_backward`.
+        autocast_dtype: as for `saved_for_backward`.
+        count_gradients: whether the gradients of parameters, which accumulate during the backward pass, count.
+
+    Returns:
+        The number of bytes.
+    """
+    with _undisturbed(model):
+        _step(model, inputs, autocast_dtype)
+        timeline = _record_step(model, inputs, autocast_dtype)
+    return timeline.peak() if count_gradients else timeline.peak(without=timeline.kept)
+
+
+def static_bytes(model: nn.Module) -> int:
+    """Bytes of the distinct storages of the model's parameters and buffers; tied weights count once."""
+    return sum(storage.nbytes() for storage in _own_storages(model).values())
+
+
+def measure(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None = None) -> StepMemory:
+    """All memory figures of one training step; the model is left as it was.
+
+    On CUDA `peak_bytes` is what `torch.cuda.max_memory_allocated` rises by during the step, work space and
+    rounding of the allocator included; elsewhere it is `peak_live_bytes`.
+    """
+    with _undisturbed(model):
+        _step(model, inputs, autocast_dtype)
+        saved = _saved_bytes(model, inputs, autocast_dtype)
+        timeline = _record_step(model, inputs, autocast_dtype)
+        _drop_gradients(model)
+        peak = _cuda_peak(model, inputs, autocast_dtype) if _device(model).type == "cuda" else timeline.peak()
+    return StepMemory(saved, peak, timeline.peak(without=timeline.kept), static_bytes(model))
+
+
+@dataclass
+class _Timeline:
+    """Births (+bytes) and deaths (-bytes) of storages in order, each under a serial number."""
+
+    events: list[tuple[int, int]] = field(default_factory=list)
+    kept: frozenset[int] = frozenset()
+
+    def peak(self, without: frozenset[int] = frozenset()) -> int:
+        deltas = (size for serial, size in self.events if serial not in without)
+        return max(itertools.accumulate(deltas), default=0)
+
+
+class _StorageRecorder(TorchDispatchMode):
+    """Writes the birth and the death of every storage that an operator returns into a timeline."""
+
+    def __init__(self, known: Iterable[int]) -> None:
+        super().__init__()
+        self.timeline = _Timeline()
+        self._known = set(known)
+        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._serials = itertools.count()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self._meet(tensor.untyped_storage())
+        return result
+
+    def serial_of(self, tensor: Tensor) -> int | None:
+        entry = self._alive.get(tensor.untyped_storage()._cdata)
+        return entry[0] if entry else None
+
+    def _meet(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known or key in self._alive:
+            return
+        serial, size = next(self._serials), storage.nbytes()
+        self.timeline.events.append((serial, size))
+        self._alive[key] = (serial, weakref.ref(storage, lambda _: self._bury(key, serial, size)))
+
+    def _bury(self, key: int, serial: int, size: int) -> None:
+        # The address may already belong to a younger storage; only its own entry is removed.
+        if key in self._alive and self._alive[key][0] == serial:
+            del self._alive[key]
+        self.timeline.events.append((serial, -size))
+
+
+def _saved_bytes(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> int:
+    own = _own_storages(model)
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        # Holding the storage keeps its address from being used again before the sum is taken.
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = _forward(model, inputs, autocast_dtype)
+    total = sum(storage.nbytes() for storage in saved.values())
+    del loss
+    return total
+
+
+def _record_step(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> _Timeline:
+    _drop_gradients(model)
+    known = set(_own_storages(model))
+    known.update(tensor.untyped_storage()._cdata for tensor in _tensors(inputs))
+    with _StorageRecorder(known) as recorder:
+        _step(model, inputs, autocast_dtype)
+    gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+    serials = (recorder.serial_of(gradient) for gradient in gradients)
+    recorder.timeline.kept = frozenset(serial for serial in serials if serial is not None)
+    return recorder.timeline
+
+
+def _cuda_peak(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> int:
+    device = _device(model)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    _step(model, inputs, autocast_dtype)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _step(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> None:
+    _forward(model, inputs, autocast_dtype).backward()
+
+
+def _forward(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> Tensor:
+    with torch.enable_grad(), _autocast(_device(model), autocast_dtype):
+        if isinstance(inputs, Mapping):
+            output = model(**inputs)
+        else:
+            output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return _loss_of(output)
+
+
+def _loss_of(output: Any) -> Tensor:
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        loss = output if isinstance(output, Tensor) else output[0]
+    # A model without a loss still has a backward pass; a sum reaches every element of its output.
+    return loss if loss.dim() == 0 else loss.float().sum()
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Gives gradients, buffers and random state back as they were."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    _drop_gradients(model)
+    device = _device(model)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _drop_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def _own_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
