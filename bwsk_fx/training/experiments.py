@@ -1,0 +1,223 @@
+"""Runs the variants of a training run one after the other and writes the output folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import default_data_collator, set_seed
+
+from bwsk_fx.errors import TrainingError
+from bwsk_fx.measure import StepMemory, measure
+from bwsk_fx.training import card, models, modes, plots
+from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
+from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
+from bwsk_fx.training.output import (
+    ALL_VARIANTS,
+    PRETRAINED,
+    RESULT_FILE,
+    SUMMARY_FILE,
+    Output,
+    differences,
+    read_json,
+    require_same_configuration,
+    write_json,
+)
+from bwsk_fx.training.progress import Reporter, SilentReporter
+from bwsk_fx.training.results import Measured, variant_result
+from bwsk_fx.training.trainer import AUTOCAST_DTYPES, Outcome, Task, run
+
+TINY_VIT = "vit-tiny-digits"
+PRETRAINING_FILE = "pretraining_results.json"
+PRETRAINING_LABELS = range(5)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run leaves behind.
+
+    Attributes:
+        output: the folder.
+        results: the contents of every `training_results.json` in it, by folder.
+        trained: the folders that this run trained; the others were there already.
+    """
+
+    output: Path
+    results: dict[str, dict[str, Any]]
+    trained: tuple[str, ...]
+
+
+def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
+    """Trains every requested variant that the output folder does not hold yet.
+
+    Args:
+        config: what to train.
+        reporter: hears about progress; nothing is shown without one.
+
+    Raises:
+        TrainingError: the run cannot start or go on; finished variants stay, nothing half-written does.
+        CaptureError: the model cannot be captured.
+    """
+    config.validate()
+    precision = resolve_precision(config.precision)
+    output = Output(config.output)
+    output.require_usable()
+    identities = {variant.folder: config.identity(variant, precision) for variant in ALL_VARIANTS}
+    require_same_configuration(output, config, identities)
+    pending = [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
+    if pending:
+        reporter = reporter or SilentReporter()
+        # Read before the output folder is made: a run that cannot start leaves nothing.
+        session = _Session(config, precision, output, reporter, read_material(config, reporter))
+        with output.opened():
+            for variant in pending:
+                session.train_variant(variant)
+    _summarize(output)
+    return RunReport(config.output, output.results(), tuple(variant.folder for variant in pending))
+
+
+def resolve_precision(precision: Precision) -> Precision:
+    """What `auto` means here; raises a TrainingError for a format that the device does not train in."""
+    on_cuda = torch.cuda.is_available()
+    if precision is Precision.AUTO:
+        return Precision(published()["cuda_precision"]) if on_cuda else Precision.FP32
+    if precision is Precision.FP16 and not on_cuda:
+        raise TrainingError("--precision fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
+    return precision
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all variants of a run are trained on."""
+
+    splits: Splits
+    processor: Any
+    train: Any
+    validation: Any
+    test: Any
+
+
+def read_material(config: RunConfig, reporter: Reporter) -> Material:
+    """Reads the data set and prepares it for the model."""
+    reporter.working(f"reading {config.data}")
+    splits = load_splits(config.data, config.seed, config.train_limit)
+    processor = models.load_processor(_architecture(config))
+    tensors = (as_tensors(split, processor) for split in (splits.train, splits.validation, splits.test))
+    return Material(splits, processor, *tensors)
+
+
+@dataclass
+class _Session:
+    """One run, with what its variants share."""
+
+    config: RunConfig
+    precision: Precision
+    output: Output
+    reporter: Reporter
+    material: Material
+
+    def train_variant(self, variant: Variant) -> None:
+        """Trains one variant and puts its folder in place."""
+        load, source = self._start(variant.experiment)
+        began = time.perf_counter()
+        bar = self.reporter.bar(variant.folder)
+        set_seed(self.config.seed)
+        model = load(source, self.material.splits.labels).to(_device()).train()
+        recipe = self.config.recipe(variant.experiment)
+        prepared = self._prepare(model, variant, recipe)
+        preparation = time.perf_counter() - began
+        outcome = run(self._task(model, recipe), bar)
+        measured = Measured(*prepared, preparation, wall_time_s=time.perf_counter() - began)
+        slug = self.config.model_name(Experiment.SCRATCH)
+        result = variant_result(variant, slug, outcome, measured, self.config.identity(variant, self.precision))
+        self._publish(variant.folder, model, RESULT_FILE, result.to_json())
+        _summarize(self.output)
+
+    def _start(self, experiment: Experiment) -> tuple[Callable[[str, tuple[str, ...]], Any], str]:
+        """How the weights are made, and from what."""
+        if experiment is Experiment.SCRATCH:
+            return models.from_scratch, _architecture(self.config)
+        source = str(self._checkpoint) if self.config.small else _architecture(self.config)
+        return models.from_checkpoint, source
+
+    def _prepare(self, model: Any, variant: Variant, recipe: Recipe) -> tuple[StepMemory, modes.Ratios, modes.Ratios]:
+        """Puts the mode into place, measures a step in it, and makes sure that it was that mode's step."""
+        modes.put_into(model, variant.mode, self.config.plan)
+        samples = [self.material.train[index] for index in range(min(recipe.batch_size, len(self.material.train)))]
+        batch = {key: value.to(_device()) for key, value in default_data_collator(samples).items()}
+        memory = measure(model, batch, AUTOCAST_DTYPES.get(self.precision))
+        modes.require_effect(model, variant.mode)
+        published_ratios = modes.ratios(model, variant.mode, "published")
+        return memory, published_ratios, modes.ratios(model, variant.mode, "sound")
+
+    def _task(self, model: Any, recipe: Recipe) -> Task:
+        material = self.material
+        splits = (material.train, material.validation, material.test)
+        return Task(model, *splits, recipe, self.precision, self.config.seed)
+
+    @cached_property
+    def _checkpoint(self) -> Path:
+        """The checkpoint that knows the digits 0 to 4, trained in the conventional mode unless it is there."""
+        folder, identity = self.output.root / PRETRAINED, self._pretraining_identity()
+        found = read_json(folder / PRETRAINING_FILE)
+        if found is None or self.config.overwrite:
+            self._pretrain(identity)
+        elif differing := differences(found["configuration"], identity):
+            raise TrainingError(
+                f"'{folder}' is of another configuration ({'; '.join(differing)}); "
+                "choose another --output or pass --overwrite"
+            )
+        return folder
+
+    def _pretrain(self, identity: dict[str, Any]) -> None:
+        set_seed(self.config.seed)
+        data, processor = self.material.splits, self.material.processor
+        model = models.from_scratch(TINY_VIT, data.labels[: len(PRETRAINING_LABELS)])
+        splits = (only_labels(split, PRETRAINING_LABELS) for split in (data.train, data.validation, data.test))
+        train, validation, test = (as_tensors(split, processor) for split in splits)
+        task = Task(model, train, validation, test, self.config.pretraining_recipe(), self.precision, self.config.seed)
+        outcome = run(task, self.reporter.bar("pretraining on digits 0-4"))
+        self._publish(PRETRAINED, model, PRETRAINING_FILE, _pretraining_result(outcome, identity))
+
+    def _pretraining_identity(self) -> dict[str, Any]:
+        identity = self.config.identity(Variant(Experiment.FINETUNE, Mode.CONVENTIONAL), self.precision)
+        return identity | vars(self.config.pretraining_recipe()) | {"model": TINY_VIT, "experiment": "pretrain"}
+
+    def _publish(self, folder: str, model: Any, result_file: str, result: dict[str, Any]) -> None:
+        with self.output.staged(folder) as stage:
+            model.save_pretrained(stage)
+            self.material.processor.save_pretrained(stage)
+            write_json(stage / result_file, result)
+
+
+def _pretraining_result(outcome: Outcome, identity: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "best_val_metric": outcome.best_accuracy,
+        "test_metric": outcome.test_accuracy,
+        "metric_name": "accuracy",
+        "total_steps": len(outcome.losses),
+        "wall_time_s": outcome.train_time_s,
+        "configuration": identity,
+    }
+
+
+def _summarize(output: Output) -> None:
+    """Writes the files that speak of all finished variants."""
+    results = output.results()
+    output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": results}))
+    for name, draw in plots.PLOTS.items():
+        output.write(name, partial(draw, results))
+    output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))
+
+
+def _architecture(config: RunConfig) -> str:
+    return TINY_VIT if config.small else config.model or published()["model"]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
