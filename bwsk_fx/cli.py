@@ -203,22 +203,33 @@ def _show_run(report: RunReport) -> None:
     skipped = [folder for folder in report.results if folder not in report.trained]
     if skipped:
         console.print(f"[dim]already there: {', '.join(skipped)}[/dim]")
-    console.print(_comparison(report, console.width))
+    console.print(_comparison(report, console), "")
     console.print(f"Models, plots and model card: [b]{report.output}[/b]", soft_wrap=True)
 
 
-def _comparison(report: RunReport, width: int) -> Table:
-    from rich import box
-    from rich.table import Table
+def _comparison(report: RunReport, console: Console) -> Table:
+    """The whole comparison table, or its essential columns where the whole does not fit."""
+    from rich.measure import Measurement
 
     from bwsk_fx.training import card
 
-    shown = card.HEADINGS if width >= 112 else card.ESSENTIAL
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    rows = card.rows(report.results)
+    whole = _table(rows, card.HEADINGS, card.HEADINGS)
+    unbounded = console.options.update(width=1000)
+    fits = Measurement.get(console, unbounded, whole).maximum <= console.width
+    return whole if fits else _table(rows, card.HEADINGS, card.ESSENTIAL)
+
+
+def _table(rows: list[tuple[str, ...]], headings: tuple[str, ...], shown: tuple[str, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, int(shown is headings), 0, 0))
     for heading in shown:
-        table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=heading == "variant")
-    for row in card.rows(report.results):
-        cells = dict(zip(card.HEADINGS, row, strict=True))
+        # Units and rulesets go below their words, since the figures are narrower than "time (s)".
+        table.add_column(heading.replace(" ", "\n"), justify="left" if heading == "variant" else "right", no_wrap=True)
+    for row in rows:
+        cells = dict(zip(headings, row, strict=True))
         table.add_row(*(cells[heading] for heading in shown))
     return table
 
@@ -275,8 +286,9 @@ def _status(label: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    from bwsk_fx.training.quiet import quiet
+    from bwsk_fx.training.quiet import quiet, use_cache_when_offline
 
+    use_cache_when_offline()
     with quiet():
         yield
 

@@ -22,11 +22,11 @@ HEADINGS = (
     "step (ms)",
     "kept (MiB)",
     "peak (MiB)",
-    "S/K published",
-    "S/K sound",
+    "S/K% published",
+    "S/K% sound",
 )
 # What fits into 80 columns and still compares accuracy, loss, time, memory and ratios.
-ESSENTIAL = ("variant", "test", "loss", "time (s)", "kept (MiB)", "peak (MiB)", "S/K published", "S/K sound")
+ESSENTIAL = ("variant", "test", "loss", "time (s)", "kept (MiB)", "peak (MiB)", "S/K% published", "S/K% sound")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -77,7 +77,7 @@ def _row(folder: str, result: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _ratios(s: float, k: float) -> str:
-    return f"{100 * s:.1f}/{100 * k:.1f} %" if s or k else "-"
+    return f"{100 * s:.1f}/{100 * k:.1f}" if s or k else "-"
 
 
 def _recipes(results: Results) -> dict[str, Mapping[str, Any]]:

@@ -104,11 +104,11 @@ class Material:
 
 def read_material(config: RunConfig, reporter: Reporter) -> Material:
     """Reads the data set and prepares it for the model."""
-    reporter.working(f"reading {config.data}")
-    splits = load_splits(config.data, config.seed, config.train_limit)
-    processor = models.load_processor(_architecture(config))
-    tensors = (as_tensors(split, processor) for split in (splits.train, splits.validation, splits.test))
-    return Material(splits, processor, *tensors)
+    with reporter.working(f"reading {config.data}"):
+        splits = load_splits(config.data, config.seed, config.train_limit)
+        processor = models.load_processor(_architecture(config))
+        tensors = (as_tensors(split, processor) for split in (splits.train, splits.validation, splits.test))
+        return Material(splits, processor, *tensors)
 
 
 @dataclass

@@ -103,7 +103,7 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"checkpoint '{name}' cannot be loaded ({_first_line(error)}); name a folder with config.json and "
+            f"checkpoint '{name}' cannot be loaded ({_first_sentence(error)}); name a folder with config.json and "
             f"model.safetensors, a model on the Hugging Face Hub, or one of {', '.join(BUILT_IN)}"
         ) from error
 
@@ -112,6 +112,7 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    # Messages of the Hub's client go on with advice about logging in, which is not the point here.
+    sentences = str(error).strip().replace("\n", " ").split(". ")
+    return sentences[0] or type(error).__name__

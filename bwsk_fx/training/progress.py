@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,8 +41,8 @@ class Reporter(Protocol):
     def bar(self, label: str) -> Bar:
         """A bar for one training."""
 
-    def working(self, label: str) -> None:
-        """A stage without steps begins, such as reading data."""
+    def working(self, label: str) -> AbstractContextManager[None]:
+        """Around a stage without steps, such as reading data."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class SilentReporter:
         """A bar that shows nothing."""
         return SilentBar()
 
-    def working(self, label: str) -> None:
+    def working(self, label: str) -> AbstractContextManager[None]:
         """Shows nothing."""
+        return nullcontext()
 
 
 @dataclass
@@ -117,19 +118,64 @@ class RichReporter:
 
     def bar(self, label: str) -> Bar:
         """A new line with a bar."""
-        return RichBar(self.progress, self._line(label))
+        return RichBar(self.progress, self.progress.add_task(label, total=None, figures=""))
 
-    def working(self, label: str) -> None:
-        """A new line that only names the stage."""
-        self.progress.print(f"[dim]{label}[/dim]")
+    @contextmanager
+    def working(self, label: str) -> Iterator[None]:
+        """A moving bar that is gone afterwards."""
+        line = self.progress.add_task(label, total=None, figures="")
+        try:
+            yield
+        finally:
+            self.progress.remove_task(line)
 
-    def _line(self, label: str) -> TaskID:
-        return self.progress.add_task(label, total=None, figures="")
+
+@dataclass
+class LineBar:
+    """Writes one line when a training is over."""
+
+    console: Console
+    label: str
+    _steps: int = 0
+    _accuracy: float = 0.0
+
+    def begin(self, total: int) -> None:
+        """Shows nothing yet."""
+
+    def advance(self, loss: float) -> None:
+        """Counts the step."""
+        self._steps += 1
+
+    def note(self, accuracy: float) -> None:
+        """Remembers the best accuracy."""
+        self._accuracy = max(self._accuracy, accuracy)
+
+    def finish(self) -> None:
+        """Writes the line."""
+        self.console.print(f"{self.label}: {self._steps} steps, best validation accuracy {self._accuracy:.2%}")
+
+
+@dataclass(frozen=True)
+class LineReporter:
+    """For logs, in which a moving bar would be rubbish: one line per training."""
+
+    console: Console
+
+    def bar(self, label: str) -> Bar:
+        """A bar that ends in a line."""
+        return LineBar(self.console, label)
+
+    def working(self, label: str) -> AbstractContextManager[None]:
+        """Shows nothing."""
+        return nullcontext()
 
 
 @contextmanager
-def on_console(console: Console) -> Iterator[RichReporter]:
-    """A reporter whose bars are shown while the block runs."""
+def on_console(console: Console) -> Iterator[Reporter]:
+    """A reporter for a console: bars while the block runs on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        yield LineReporter(console)
+        return
     columns = (
         SpinnerColumn(finished_text="[green]✓[/green]"),
         TextColumn("{task.description}"),

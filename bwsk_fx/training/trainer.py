@@ -205,6 +205,7 @@ def _arguments(task: Task, scratch: str) -> TrainingArguments:
         warmup_steps=round(recipe.warmup_fraction * steps * recipe.epochs),
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch",
+        use_cpu=not torch.cuda.is_available(),
         bf16=task.precision is Precision.BF16,
         fp16=task.precision is Precision.FP16,
         seed=task.seed,

@@ -1,0 +1,181 @@
+"""The command line from the outside: what it prints, its exit codes, and that failures leave nothing behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bwsk_fx.cli import app
+
+TINY = ["--epochs", "1", "--train-limit", "48", "--batch-size", "8"]
+WIDE = {"COLUMNS": "140"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+def _run(*arguments: object, **environment: str):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=WIDE | environment)
+
+
+def _assert_one_line(result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+    assert not result.stdout.strip()
+
+
+class _Branching:
+    """Makes a classifier whose forward pass looks at its data, which no capture can follow."""
+
+    def __new__(cls, name: str, **overrides):
+        from transformers import ViTForImageClassification
+
+        from bwsk_fx.training.models import load_config
+
+        class BranchingViT(ViTForImageClassification):
+            def forward(self, pixel_values, labels=None, **kwargs):
+                if pixel_values.sum() > 1e9:
+                    return super().forward(pixel_values * 2, labels=labels, **kwargs)
+                return super().forward(pixel_values, labels=labels, **kwargs)
+
+        return BranchingViT(load_config(name, **overrides))
+
+
+def test_help_names_the_commands_and_every_option():
+    assert all(word in _run("--help").stdout for word in ("inspect", "train", "--version"))
+    text = _run("train", "--help").stdout
+    for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
+        assert option in text
+    assert all(option in _run("inspect", "--help").stdout for option in ("--ruleset", "--json", "--calm", "--layers"))
+
+
+def test_help_does_not_import_transformers():
+    heavy = {"transformers", "datasets", "sklearn", "matplotlib"}
+    code = f"import sys, bwsk_fx.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_train_compares_and_skips(tmp_path):
+    output = tmp_path / "out"
+    arguments = ["train", "--output", output, "--experiments", "scratch", "--modes", "conventional", *TINY]
+    first = _run(*arguments)
+    assert first.exit_code == 0, first.output
+    # One line, and nothing that other libraries have to say.
+    assert first.stderr.startswith("scratch-conventional: 6 steps, best validation accuracy")
+    assert len(first.stderr.splitlines()) == 1
+    result = json.loads((output / "scratch-conventional" / "training_results.json").read_text())
+    row = next(line for line in first.stdout.splitlines() if line.startswith("scratch-conventional"))
+    assert f"{result['test_metric']:.2%}" in row
+    assert f"{result['saved_for_backward_bytes'] / 2**20:.2f}" in row
+
+    second = _run(*arguments)
+    assert second.exit_code == 0
+    assert "already there: scratch-conventional" in second.stdout
+    assert row in second.stdout
+
+
+def test_the_table_fits_a_small_terminal(tmp_path):
+    output = tmp_path / "out"
+    arguments = ["train", "--output", output, "--experiments", "scratch", "--modes", "conventional", *TINY]
+    table = _run(*arguments, COLUMNS="80").stdout
+    assert "…" not in table
+    assert "step" not in table
+    assert "step" in _run(*arguments).stdout
+
+
+def test_inspect_counts_vit_base_as_published():
+    result = _run("inspect", "vit-base", "--ruleset", "published", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["model"], report["ruleset"]) == ("vit-base", "published")
+    assert report["summary"]["s"] == 98
+    assert report["summary"]["k"] == 38
+
+
+def test_inspect_takes_layers_and_shows_calm():
+    small = ["inspect", "vit-base", "--layers", 2, "--image-size", 32, "--ruleset", "published"]
+    report = json.loads(_run(*small, "--calm", "--json").stdout)
+    # Ten blocks of 8 S and 3 K less than ViT-base.
+    assert (report["summary"]["s"], report["summary"]["k"]) == (18, 8)
+    assert report["calm"]
+    shown = _run(*small, "--calm")
+    assert shown.exit_code == 0
+    assert "vit-base under the published ruleset" in shown.stdout
+
+
+def test_inspect_reads_a_local_configuration(tmp_path):
+    from bwsk_fx.training.models import load_config
+
+    load_config("vit-tiny-digits").save_pretrained(tmp_path)
+    result = _run("inspect", tmp_path, "--ruleset", "published", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["summary"]["s"] == 4 * 8 + 2
+
+
+def test_a_model_that_cannot_be_captured(tmp_path, monkeypatch):
+    monkeypatch.setattr("bwsk_fx.training.models.from_config", _Branching)
+    _assert_one_line(_run("inspect", "vit-tiny-digits"))
+    output = tmp_path / "out"
+    arguments = ["--experiments", "scratch", "--modes", "analyzed", *TINY]
+    _assert_one_line(_run("train", "--output", output, *arguments))
+    assert not output.exists()
+
+
+def test_an_unknown_data_set(tmp_path):
+    output = tmp_path / "out"
+    _assert_one_line(_run("train", "--output", output, "--data", "nobody/nothing"), "'nobody/nothing'", "--data takes")
+    _assert_one_line(_run("train", "--output", output, "--data", tmp_path / "no"), "no such folder")
+    assert not output.exists()
+
+
+def test_a_missing_checkpoint(tmp_path):
+    output = tmp_path / "out"
+    _assert_one_line(_run("train", "--output", output, "--model", "nobody/nothing"), "checkpoint 'nobody/nothing'")
+    _assert_one_line(_run("train", "--output", output, "--model", tmp_path / "no"), "no such folder")
+    _assert_one_line(_run("inspect", "nobody/nothing"), "checkpoint 'nobody/nothing'")
+    assert not output.exists()
+
+
+def test_an_architecture_without_weights_cannot_be_finetuned(tmp_path):
+    output = tmp_path / "out"
+    _assert_one_line(_run("train", "--output", output, "--model", "vit-tiny-digits"), "without weights")
+    assert not output.exists()
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    # Below a regular file nobody can write, not even root.
+    (tmp_path / "file").touch()
+    _assert_one_line(_run("train", "--output", tmp_path / "file" / "out"), "cannot be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_other_peoples_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    _assert_one_line(_run("train", "--output", tmp_path), "holds other files")
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--modes", "conventional,fast", "--modes does not know 'fast'; it takes conventional, analyzed, reversible"),
+        ("--experiments", "", "nothing to train"),
+        ("--epochs", "0", "--epochs must be at least 1"),
+        ("--budget", "-1", "--budget must be at least 0"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, option, value, words):
+    _assert_one_line(_run("train", "--output", tmp_path / "out", option, value), words)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bwsk_fx.training import models
+from bwsk_fx.training.config import Experiment, Mode, PlanOptions, Precision, Recipe, RunConfig
+from bwsk_fx.training.data import as_tensors, load_splits
+from bwsk_fx.training.modes import put_into, require_effect
+from bwsk_fx.training.progress import SilentBar
+from bwsk_fx.training.quiet import quiet
+from bwsk_fx.training.trainer import Outcome, Task, _KeepBest, run, set_seed
+
+RECIPE = Recipe(learning_rate=1e-3, epochs=1, batch_size=8, patience=3, max_grad_norm=1.0)
+PLAN = PlanOptions()
+
+
+@pytest.fixture(scope="module")
+def splits():
+    loaded, processor = load_splits("digits", train_limit=400), models.load_processor("vit-tiny-digits")
+    parts = (loaded.train, loaded.validation, loaded.test.select(range(40)))
+    return loaded.labels, [as_tensors(part, processor) for part in parts]
+
+
+def _train(splits, recipe: Recipe = RECIPE, mode: Mode = Mode.CONVENTIONAL, plan: PlanOptions = PLAN):
+    labels, parts = splits
+    set_seed(0)
+    model = models.from_scratch("vit-tiny-digits", labels).train()
+    put_into(model, mode, plan)
+    with quiet():
+        outcome = run(Task(model, *parts, recipe, Precision.FP32, seed=0), SilentBar())
+    require_effect(model, mode)
+    return model, outcome
+
+
+def _accuracy(model, samples) -> float:
+    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    labels = torch.tensor([sample["labels"] for sample in samples])
+    with torch.no_grad():
+        return (model.eval()(pixel_values=pixels).logits.argmax(-1) == labels).float().mean().item()
+
+
+def test_an_epoch_is_trained_step_by_step(splits):
+    _, outcome = _train(splits)
+    assert len(outcome.losses) == 50
+    assert outcome.losses[0] == pytest.approx(math.log(10), abs=0.5)
+    assert sum(outcome.losses[-10:]) < sum(outcome.losses[:10])
+    assert (outcome.epochs, outcome.early_stopped, outcome.nan_count) == (1.0, False, 0)
+    assert 0 < outcome.step_time_s < outcome.train_time_s
+
+
+def test_the_best_weights_come_back(splits):
+    # The rate is so high that later evaluations are worse than earlier ones.
+    model, outcome = _train(splits, replace(RECIPE, epochs=4, learning_rate=4e-3, evaluation_steps=10, patience=20))
+    accuracies = [accuracy for _, accuracy in outcome.accuracies]
+    assert accuracies[-1] < outcome.best_accuracy
+    assert _accuracy(model, splits[1][1]) == pytest.approx(outcome.best_accuracy)
+    assert _accuracy(model, splits[1][2]) == pytest.approx(outcome.test_accuracy)
+
+
+def test_patience_ends_the_training(splits):
+    _, outcome = _train(splits, replace(RECIPE, epochs=4, learning_rate=1e-9, evaluation_steps=10, patience=2))
+    assert outcome.early_stopped
+    assert [step for step, _ in outcome.accuracies] == [10, 20, 30]
+    assert len(outcome.losses) == 30
+
+
+def test_same_seed_same_losses(splits):
+    assert _train(splits)[1].losses == _train(splits)[1].losses
+
+
+@pytest.mark.parametrize(
+    ("mode", "plan"), [(Mode.ANALYZED, PlanOptions()), (Mode.REVERSIBLE, PlanOptions(faith="exact"))]
+)
+def test_exact_modes_have_bit_identical_losses_for_50_steps(splits, mode, plan):
+    conventional, other = _train(splits)[1], _train(splits, mode=mode, plan=plan)[1]
+    assert len(conventional.losses) == 50
+    assert other.losses == conventional.losses
+
+
+def test_keep_best_takes_the_first_of_equals():
+    model, keeper = torch.nn.Linear(2, 2), _KeepBest(patience=2)
+    control = type("Control", (), {"should_training_stop": False})()
+    weights = []
+    for accuracy in (0.5, 0.7, 0.7, 0.6):
+        weights.append(model.weight.detach().clone())
+        keeper.on_evaluate(None, None, control, metrics={"eval_accuracy": accuracy}, model=model)
+        torch.nn.init.normal_(model.weight)
+    assert control.should_training_stop
+    keeper.on_train_end(None, None, control, model=model)
+    assert torch.equal(model.weight, weights[1])
+
+
+def test_nan_losses_are_counted():
+    outcome = Outcome((1.0, math.nan, math.inf), ((3, 0.5),), 0.5, 1.0, False, 0.1, 1.0)
+    assert outcome.nan_count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(Mode))
+def test_scratch_reaches_ninety_percent(mode):
+    config = RunConfig(output=None)
+    loaded, processor = load_splits("digits"), models.load_processor("vit-tiny-digits")
+    parts = [as_tensors(part, processor) for part in (loaded.train, loaded.validation, loaded.test)]
+    _, outcome = _train((loaded.labels, parts), config.recipe(Experiment.SCRATCH), mode, config.plan)
+    assert outcome.test_accuracy >= 0.9
