@@ -209,10 +209,15 @@ def _pretraining_result(outcome: Outcome, identity: dict[str, Any]) -> dict[str,
 def _summarize(output: Output) -> None:
     """Writes the files that speak of all finished variants."""
     results = output.results()
-    output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": results}))
+    figures = {folder: _without_curves(result) for folder, result in results.items()}
+    output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": figures}))
     for name, draw in plots.PLOTS.items():
         output.write(name, partial(draw, results))
     output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))
+
+
+def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if not key.endswith("_curve")}
 
 
 def _architecture(config: RunConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ SUMMARY_FILE = "results.json"
 PRETRAINED = "pretrained"
 ALL_VARIANTS = tuple(Variant(experiment, mode) for experiment in Experiment for mode in Mode)
 
+_NUMBER_LIST = re.compile(r"\[\n[-+.\deE,\s]+\]")
 _STAGE_PREFIX = ".partial-"
 
 
@@ -138,8 +140,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes readable JSON with a final newline."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes readable JSON, lists of numbers on one line each, with a final newline."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = _NUMBER_LIST.sub(lambda match: " ".join(match.group().split()), text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _replace_folder(new: Path, target: Path, aside: Path) -> None:

@@ -96,5 +96,13 @@ def test_unreadable_results_are_named(tmp_path):
         Output(tmp_path).results()
 
 
+def test_lists_of_numbers_stay_on_one_line(tmp_path):
+    value = {"steps": [1, 2, 3], "loss": [1.5, -2e-07], "names": ["a [1,\n 2]"]}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text()
+    assert "[ 1, 2, 3 ]" in text
+    assert json.loads(text) == value
+
+
 def test_differences_in_words():
     assert differences({"seed": 0, "epochs": 1}, {"seed": 3, "epochs": 1}) == ["seed is 0, not 3"]
