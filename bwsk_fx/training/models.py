@@ -46,13 +46,9 @@ def load_config(name: str, **overrides: Any) -> Any:
 
 def load_processor(name: str) -> Any:
     """The image processor that belongs to a model; a built-in architecture gets one for its image size."""
-    from transformers import AutoImageProcessor
-
     if name in BUILT_IN:
-        size = load_config(name).image_size
-        return _vit_processor(size)
-    # The PIL backend needs no torchvision and gives the same pixels on every machine.
-    return _loaded(name, lambda: AutoImageProcessor.from_pretrained(name, backend="pil"))
+        return _vit_processor(load_config(name).image_size)
+    return _loaded(name, lambda: _processor_of_checkpoint(name))
 
 
 def from_scratch(name: str, labels: tuple[str, ...]) -> Any:
@@ -95,13 +91,25 @@ def _vit_processor(size: int) -> Any:
     return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half)
 
 
+def _processor_of_checkpoint(name: str) -> Any:
+    # The PIL backend gives the same pixels with and without torchvision. AutoImageProcessor is asked only when it has
+    # to be: until transformers 5.17 at least it insists on torchvision for every backend.
+    from transformers import AutoImageProcessor, ViTImageProcessorPil
+
+    settings, _ = ViTImageProcessorPil.get_image_processor_dict(name)
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "ViT"
+    if kind.startswith("ViT"):
+        return ViTImageProcessorPil.from_dict(settings)
+    return AutoImageProcessor.from_pretrained(name, backend="pil")
+
+
 def _loaded(name: str, load: Callable[[], Any]) -> Any:
     """Runs a loader of transformers and turns its failures into one line."""
     if _looks_local(name) and not Path(name).is_dir():
         raise TrainingError(f"checkpoint '{name}': no such folder")
     try:
         return load()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise TrainingError(
             f"checkpoint '{name}' cannot be loaded ({_first_sentence(error)}); name a folder with config.json and "
             f"model.safetensors, a model on the Hugging Face Hub, or one of {', '.join(BUILT_IN)}"
