@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_nan_losses_are_counted():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(Mode))
 def test_scratch_reaches_ninety_percent(mode):
-    config = RunConfig(output=None)
+    config = RunConfig(output=Path("unused"))
     loaded, processor = load_splits("digits"), models.load_processor("vit-tiny-digits")
     parts = [as_tensors(part, processor) for part in (loaded.train, loaded.validation, loaded.test)]
     _, outcome = _train((loaded.labels, parts), config.recipe(Experiment.SCRATCH), mode, config.plan)
