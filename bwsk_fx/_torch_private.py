@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -38,18 +38,25 @@ def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = (
     return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
 
-def trace_joint(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+def trace_joint(
+    function: Callable[..., Any],
+    inputs: Sequence[torch.Tensor],
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+) -> fx.GraphModule:
     """Trace forward and backward of `function` into one ATen joint graph with AOTAutograd.
 
     The graph's placeholders are `inputs` followed by one tangent per differentiable output; its output is the
     tuple of forward outputs and of gradients. The backward pass is traced without autocast, which is how
-    `loss.backward()` runs outside an autocast block.
+    `loss.backward()` runs outside an autocast block. `decompositions` replace ATen operators by their own calls.
     """
     from torch._functorch import config
     from torch._functorch.aot_autograd import aot_export_joint_simple
 
     with config.patch(backward_pass_autocast="off"):
-        return aot_export_joint_simple(function, tuple(inputs), trace_joint=True)
+        joint = aot_export_joint_simple(
+            function, tuple(inputs), trace_joint=True, decompositions=dict(decompositions or {})
+        )
+    return joint  # type: ignore[return-value]
 
 
 def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
@@ -57,6 +64,16 @@ def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:
     from torch._functorch.compile_utils import fx_graph_cse
 
     return fx_graph_cse(graph)
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """Return a context in which autocast changes nothing on any device."""
+    return torch._C._DisableAutocast()
+
+
+def inside_function_transform() -> bool:
+    """Whether a `torch.func` transform (grad, vmap, jvp) is running."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def release_saved_tensors(ctx: Any) -> None:

@@ -1,1 +1,1 @@
-"""bwsk-fx: planning."""
+"""Planning: which values a backward pass keeps, recomputes or inverts."""

@@ -1,0 +1,142 @@
+"""Joint graph to hypergraph: every way in which the backward pass can come by a forward value."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import fx
+
+from bwsk_fx.planning.cost import DeviceProfile, is_intensive, is_view, node_seconds, pointwise_seconds
+from bwsk_fx.planning.joint import JointGraph, is_constant, is_multi_output, is_random, nbytes
+from bwsk_fx.rules import inverse_arithmetic, inverse_shape  # noqa: F401  (fill the registry of inverses)
+from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, inverses_of
+
+
+class Kind(Enum):
+    """How a derivation comes by its value."""
+
+    RECOMPUTE = "recompute"
+    INVERT = "invert"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A hyperedge: `head` can be had from all of `tails`.
+
+    Attributes:
+        head: The value that is derived.
+        tails: The dynamic or static values it is derived from.
+        kind: Forwards (recompute) or backwards (invert).
+        emit: Appends the computation to a graph, given the nodes that hold `tails` there.
+        exact: Whether the derived value has the bits of the original.
+        seconds: Modelled time.
+        intensive: Whether it runs a matrix product, convolution or attention again.
+        rule: What it is called in reports.
+    """
+
+    head: fx.Node
+    tails: tuple[fx.Node, ...]
+    kind: Kind
+    emit: Emit
+    exact: bool
+    seconds: float
+    intensive: bool
+    rule: str
+
+
+@dataclass(frozen=True)
+class Hypergraph:
+    """Values, the derivations between them, and the classes of values that are views of each other.
+
+    Attributes:
+        values: Every forward-side node, witnesses included, in graph order.
+        derivations: Every way to obtain one value from others, free views excluded.
+        views: Free derivations in both directions, between values of one class.
+        class_of: Value to the first value of its class; one that is kept serves for all of its class.
+    """
+
+    values: tuple[fx.Node, ...]
+    derivations: tuple[Derivation, ...]
+    views: tuple[Derivation, ...]
+    class_of: dict[fx.Node, fx.Node]
+
+
+def derive(joint: JointGraph, profile: DeviceProfile, *, exact: bool) -> Hypergraph:
+    """Enumerate the derivations of a joint graph's forward values.
+
+    Witness nodes of the inverse rules are added to `joint.graph` on the way; they cost nothing unless a plan uses
+    them.
+
+    Args:
+        joint: The graph to read.
+        profile: Figures for the time of each derivation.
+        exact: Leave out every derivation that may change a bit.
+    """
+    inverses = _inverses(joint, profile, exact)
+    values = tuple(node for node in joint.graph.nodes if node.op != "output" and node not in joint.backward)
+    recomputations = [_recompute(node, profile) for node in values if _can_recompute(node)]
+    free = [one for one in recomputations + inverses if one.seconds == 0.0 and len(one.tails) == 1]
+    both_ways = {(one.head, one.tails[0]) for one in free}
+    views = tuple(one for one in free if (one.tails[0], one.head) in both_ways)
+    class_of = _classes(values, views)
+    inside = set(map(id, views))
+    others = tuple(one for one in recomputations + inverses if id(one) not in inside)
+    return Hypergraph(values, others, views, class_of)
+
+
+def keepable(node: fx.Node) -> bool:
+    """Whether a value can be saved for the backward pass as a tensor of its own."""
+    return nbytes(node) > 0 and not is_multi_output(node)
+
+
+def _can_recompute(node: fx.Node) -> bool:
+    return node.op == "call_function" and not is_random(node) and not is_constant(node)
+
+
+def _recompute(node: fx.Node, profile: DeviceProfile) -> Derivation:
+    def emit(graph: fx.Graph, tails: Sequence[fx.Node]) -> fx.Node:
+        at = dict(zip(node.all_input_nodes, tails, strict=True))
+        return graph.node_copy(node, at.__getitem__)
+
+    free = is_view(node) or node.target is operator.getitem
+    seconds = 0.0 if free else node_seconds(node, profile) or pointwise_seconds([node, *node.all_input_nodes], profile)
+    name = str(getattr(node.target, "__name__", node.target))
+    return Derivation(node, tuple(node.all_input_nodes), Kind.RECOMPUTE, emit, True, seconds, is_intensive(node), name)
+
+
+def _inverses(joint: JointGraph, profile: DeviceProfile, exact: bool) -> list[Derivation]:
+    witnesses = WitnessWriter(joint.graph)
+    found = []
+    for node in list(joint.graph.nodes):
+        if node.op != "call_function" or node in joint.backward:
+            continue
+        for inverse in inverses_of(node, witnesses):
+            seconds = 0.0 if inverse.free else pointwise_seconds([inverse.head, *inverse.tails], profile)
+            if inverse.exact or not exact:
+                found.append(_inversion(inverse, seconds))
+    return found
+
+
+def _inversion(inverse: Inverse, seconds: float) -> Derivation:
+    return Derivation(
+        inverse.head, inverse.tails, Kind.INVERT, inverse.emit, inverse.exact, seconds, False, inverse.rule
+    )
+
+
+def _classes(values: Sequence[fx.Node], views: Sequence[Derivation]) -> dict[fx.Node, fx.Node]:
+    """Group values that are views of each other; the first in graph order stands for its class."""
+    parent = {value: value for value in values}
+
+    def root(value: fx.Node) -> fx.Node:
+        while parent[value] is not value:
+            value = parent[value]
+        return value
+
+    order = {value: index for index, value in enumerate(values)}
+    for view in views:
+        first, second = sorted((root(view.head), root(view.tails[0])), key=order.__getitem__)
+        parent[second] = first
+    return {value: root(value) for value in values}

@@ -1,0 +1,142 @@
+"""The joint graph of a region, read for planning: what belongs to which pass, and what the backward pass needs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from bwsk_fx import _torch_private as private
+from bwsk_fx.errors import PlanError
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """Forward and backward of one region in one ATen graph, as AOTAutograd traces it.
+
+    Attributes:
+        graph: The graph, common subexpressions merged.
+        primals: Placeholders for the region's inputs and parameters.
+        tangents: Placeholders for the gradients of its outputs.
+        forward_outputs: What the forward pass returns.
+        gradients: What the backward pass returns, one per primal; None where none is wanted.
+        static_primals: The primals that are parameters or buffers, which are at hand in the backward pass anyway.
+        backward: The nodes that depend on a tangent.
+        static: The nodes that depend on static primals alone.
+    """
+
+    graph: fx.Graph
+    primals: tuple[fx.Node, ...]
+    tangents: tuple[fx.Node, ...]
+    forward_outputs: tuple[fx.Node | None, ...]
+    gradients: tuple[fx.Node | None, ...]
+    static_primals: frozenset[fx.Node]
+    backward: frozenset[fx.Node]
+    static: frozenset[fx.Node]
+
+    def needed(self) -> list[fx.Node]:
+        """Return the forward values that the backward pass uses, in graph order."""
+        used = {operand for node in self.backward for operand in node.all_input_nodes}
+        used |= {gradient for gradient in self.gradients if gradient is not None}
+        return [node for node in self.graph.nodes if node in used and node not in self.backward]
+
+    def forward_nodes(self) -> list[fx.Node]:
+        """Return the calls that do not depend on a tangent, in graph order."""
+        return [node for node in self.graph.nodes if node.op == "call_function" and node not in self.backward]
+
+
+def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_indices: Iterable[int]) -> JointGraph:
+    """Classify the nodes of a traced joint graph.
+
+    Args:
+        joint: A graph module as `torch_private.trace_joint` returns it.
+        num_forward_outputs: How many of its outputs belong to the forward pass.
+        static_primal_indices: Which primals are parameters or buffers.
+
+    Raises:
+        PlanError: The graph holds something other than ATen calls.
+    """
+    joint.graph.eliminate_dead_code()
+    graph = private.merge_common_subexpressions(joint.graph)
+    placeholders = graph.find_nodes(op="placeholder")
+    primals = tuple(node for node in placeholders if "tangents" not in str(node.target))
+    tangents = tuple(node for node in placeholders if "tangents" in str(node.target))
+    _require_aten(graph)
+    outputs = pytree.tree_leaves(graph.output_node().args[0], is_leaf=lambda leaf: leaf is None)
+    static_primals = frozenset(primals[index] for index in static_primal_indices)
+    dynamic_primals = [node for node in primals if node not in static_primals]
+    backward = _depending_on(graph, tangents)
+    return JointGraph(
+        graph,
+        primals,
+        tangents,
+        tuple(outputs[:num_forward_outputs]),
+        tuple(outputs[num_forward_outputs:]),
+        static_primals,
+        frozenset(backward),
+        frozenset(graph.nodes) - backward - _depending_on(graph, dynamic_primals) - _random(graph),
+    )
+
+
+def nbytes(node: fx.Node) -> int:
+    """Return the bytes of a node's tensor; 0 for numbers, None and tuples."""
+    value = node.meta.get("val")
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether the node's value is a number or None, known when the graph is traced."""
+    return "val" in node.meta and (node.meta["val"] is None or isinstance(node.meta["val"], (int, float)))
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether running the node again gives something else."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    # Fused attention carries the tag for its dropout alone.
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    if "dropout_p" not in names:
+        return True
+    position = names.index("dropout_p")
+    dropout = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+    return bool(dropout != 0.0)
+
+
+def is_multi_output(node: fx.Node) -> bool:
+    """Whether the node yields several tensors, which `getitem` nodes pick."""
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _depending_on(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
+    reached = set(sources)
+    for node in graph.nodes:
+        if node.op == "call_function" and not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _random(graph: fx.Graph) -> set[fx.Node]:
+    return _depending_on(graph, [node for node in graph.nodes if is_random(node)])
+
+
+def _require_aten(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        known = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
+        if node.op == "call_function" and not known:
+            raise PlanError(
+                f"node {node.name} calls {node.target}, which is no ATen operator, at {_source_of(node)}; "
+                "a region holds ATen operators only: leave the module out of it with granularity='s-run'"
+            )
+        if node.op not in ("call_function", "placeholder", "output"):
+            raise PlanError(
+                f"node {node.name} is a {node.op} of {node.target}: a tensor that is neither an input nor a "
+                "parameter of the region"
+            )
+
+
+def _source_of(node: fx.Node) -> str:
+    return node.stack_trace or "an unknown line"

@@ -1,0 +1,98 @@
+"""How a value is rebuilt: the registry of inverses that the planner draws its derivations from.
+
+An inverse rule reads one node of an ATen joint graph and yields `Inverse`s. A rule may first add *witness nodes* to
+the graph (LayerNorm's normalised input, a packed mask): values that nobody computed, but that are smaller to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+Emit = Callable[[fx.Graph, Sequence[fx.Node]], fx.Node]
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """One way to rebuild `head` from `tails`.
+
+    Attributes:
+        head: The value that is rebuilt.
+        tails: The values it is rebuilt from.
+        emit: Appends the computation to a graph, given the nodes that hold `tails` there.
+        exact: Whether the rebuilt value has the very bits of the original.
+        free: Whether it is a view: no memory is moved.
+        rule: The name of the rule, for reports.
+    """
+
+    head: fx.Node
+    tails: tuple[fx.Node, ...]
+    emit: Emit
+    exact: bool
+    free: bool = False
+    rule: str = ""
+
+
+class WitnessWriter:
+    """Adds witness nodes to a joint graph, with their fake values."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+
+    def call(self, after: fx.Node, target: Callable, *args: Any, **kwargs: Any) -> fx.Node:
+        """Insert `target(*args, **kwargs)` behind `after` and behind nothing later."""
+        with self._graph.inserting_after(after):
+            node = self._graph.call_function(target, args, kwargs)
+        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda operand: operand.meta["val"])
+        mode = next(leaf.fake_mode for leaf in pytree.tree_leaves(fake_args) if hasattr(leaf, "fake_mode"))
+        with mode:
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
+        node.meta["witness_of"] = after.name
+        return node
+
+
+InverseRule = Callable[[fx.Node, WitnessWriter], Iterable[Inverse]]
+_INVERSES: dict[Any, InverseRule] = {}
+
+
+def inverts(*targets: torch._ops.OpOverload) -> Callable[[InverseRule], InverseRule]:
+    """Register the decorated function as the inverse rule of ATen operators."""
+
+    def register(rule: InverseRule) -> InverseRule:
+        for target in targets:
+            if target in _INVERSES:
+                raise ValueError(f"{target} already has an inverse rule: {_INVERSES[target].__name__}")
+            _INVERSES[target] = rule
+        return rule
+
+    return register
+
+
+def inverses_of(node: fx.Node, witnesses: WitnessWriter) -> list[Inverse]:
+    """Return the inverses that the registered rule knows for `node`; none without a rule."""
+    rule = _INVERSES.get(node.target)
+    return [] if rule is None else list(rule(node, witnesses))
+
+
+def registered_inverses() -> Mapping[Any, InverseRule]:
+    """Return the registry, operator to rule, for reports and tests."""
+    return dict(_INVERSES)
+
+
+def calls(target: Callable, *fixed: Any, **kwargs: Any) -> Emit:
+    """Return an `Emit` for `target(*tails, *fixed, **kwargs)`."""
+
+    def emit(graph: fx.Graph, tails: Sequence[fx.Node]) -> fx.Node:
+        return graph.call_function(target, (*tails, *fixed), kwargs)
+
+    return emit
+
+
+def view_back(node: fx.Node, target: Callable, *fixed: Any) -> Inverse:
+    """Return the free, exact inverse of a view: `target(output, *fixed)` is the input again."""
+    return Inverse(node.args[0], (node,), calls(target, *fixed), True, True, f"inverse of {node.target}")  # type: ignore[arg-type]
