@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 Emit = Callable[[fx.Graph, Sequence[fx.Node]], fx.Node]
 
+# Where a node of a traced graph comes from: the user's line, and the torch-level node.
+_ORIGIN = ("stack_trace", "from_node", "nn_module_stack")
+
 
 @dataclass(frozen=True)
 class Inverse:
@@ -52,7 +55,7 @@ class WitnessWriter:
         mode = next(leaf.fake_mode for leaf in pytree.tree_leaves(fake_args) if hasattr(leaf, "fake_mode"))
         with mode:
             node.meta["val"] = target(*fake_args, **fake_kwargs)
-        node.meta["witness_of"] = after.name
+        node.meta |= {"witness_of": after.name, **{key: after.meta[key] for key in _ORIGIN if key in after.meta}}
         return node
 
 

@@ -1,0 +1,193 @@
+"""Operators that move elements or make copies of them: all of the operand is in the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped
+from bwsk_fx.rules.axis_table import Axis, Layout
+from bwsk_fx.rules.axis_view import reshape
+from bwsk_fx.rules.registry import Call, fewer_elements, labels, preserves, unproven
+from bwsk_fx.verdict import REFINED, Verdict
+
+
+@labels(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+@labels(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle)
+@labels(
+    ops="reshape flatten unflatten transpose permute movedim moveaxis swapaxes swapdims t adjoint squeeze unsqueeze"
+)
+@labels(ops="flip fliplr flipud roll rot90 clone detach ravel", methods="view view_as reshape_as contiguous")
+@labels(methods="requires_grad_")
+def rearrange(_: Call) -> Verdict:
+    """Moves elements and loses none."""
+    return preserves("it moves elements, and moving them back rebuilds the operand")
+
+
+@labels(getattr)
+def attribute(call: Call) -> Verdict:
+    """Tensor attributes that are views: `x.T`, `x.mT`, `x.data`."""
+    name = call.argument(1, "name")
+    if name in ("T", "mT", "H", "mH", "data"):
+        return rearrange(call)
+    return unproven(f"the attribute '{name}' is covered by no rule")
+
+
+@labels(ops="broadcast_to tile repeat_interleave", methods="expand expand_as repeat")
+def copies(call: Call) -> Verdict:
+    """Repeats elements; any copy rebuilds the operand."""
+    # A dimension repeated zero times leaves nothing, which counting sees.
+    missing = call.erased()
+    if missing is not None and missing > 0:
+        return fewer_elements(call, "it repeats elements zero times")
+    return preserves("it copies elements, and any copy rebuilds the operand")
+
+
+@labels(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack)
+def join(_: Call) -> Verdict:
+    """Puts operands side by side."""
+    return preserves("every operand is a slice of the result")
+
+
+@labels(ops="chunk split tensor_split unbind", methods="split_with_sizes")
+def cut(_: Call) -> Verdict:
+    """Cuts the operand into pieces that cover it."""
+    return preserves("its pieces, put side by side, are the operand")
+
+
+@labels(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@labels(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad2d, F.pad)
+def pad(call: Call) -> Verdict:
+    """Padding surrounds the operand; a negative width crops it."""
+    widths = call.option(1, "pad" if call.module is None else "padding", ())
+    if not all(isinstance(width, int) for width in widths):
+        return unproven("its widths vary with the batch")
+    if min(widths, default=0) < 0:
+        return fewer_elements(call, "a negative width crops the operand")
+    return preserves("the operand is the middle of the result", confidence=REFINED)
+
+
+axis_rule(nn.Flatten, nn.Unflatten, ops="reshape flatten unflatten ravel", methods="view reshape_as view_as")(reshape)
+
+
+@axis_rule(ops="squeeze unsqueeze")
+def squeeze_axes(call: AxisCall) -> Effect:
+    """Adds or drops a dimension of size one; the axes stay."""
+    return reshape(call)
+
+
+@axis_rule(nn.Identity, ops="clone detach", methods="contiguous requires_grad_")
+def copy_axes(call: AxisCall) -> Effect:
+    """Maps every axis."""
+    return mapped(call.operand.layout, "it changes no element")
+
+
+@axis_rule(ops="transpose swapaxes swapdims")
+def transpose_axes(call: AxisCall) -> Effect:
+    """Maps every axis."""
+    one, other = (call.option(name, place) for place, name in ((1, "dim0"), (2, "dim1")))
+    layout = list(call.operand.layout)
+    layout[one], layout[other] = layout[other], layout[one]
+    return _reordered(tuple(layout))
+
+
+@axis_rule(ops="permute")
+def permute_axes(call: AxisCall) -> Effect:
+    """Maps every axis."""
+    dims = call.kwargs.get("dims", call.args[1:])
+    dims = dims[0] if isinstance(dims[0], (tuple, list)) else dims
+    return _reordered(tuple(call.operand.layout[dim] for dim in dims))
+
+
+@axis_rule(getattr, ops="t adjoint")
+def mirror_axes(call: AxisCall) -> Effect:
+    """Maps every axis: `x.T`, `x.mT`, `x.data`."""
+    layout = call.operand.layout
+    if call.target is getattr and call.args[1] == "data":
+        return _reordered(layout)
+    swaps_last = call.target in (torch.adjoint, "adjoint") or (call.target is getattr and call.args[1] in ("mT", "mH"))
+    return _reordered((*layout[:-2], layout[-1], layout[-2]) if swaps_last else layout[::-1])
+
+
+def _reordered(layout: Layout) -> Effect:
+    return mapped(layout, "only the order of dimensions changes")
+
+
+@axis_rule(ops="broadcast_to", methods="expand expand_as")
+def expand_axes(call: AxisCall) -> Effect:
+    """Maps every axis; each shard makes copies of its own."""
+    inside = (None,) * (len(call.shape) - call.operand.rank) + call.operand.layout
+    new = call.axes.fresh(call.shape)
+    made = tuple(axis if there is None else None for axis, there in zip(new, inside, strict=True))
+    said = claims(inside, Behaviour.MAP, "the copies change no element")
+    said += claims(made, Behaviour.MAP, "each shard makes copies of its own", consumed=False)
+    return Effect(tuple(said), (tuple(axis or there for axis, there in zip(made, inside, strict=True)),))
+
+
+_ENTERS = "its facts enter the union under new indices"
+
+
+@axis_rule(torch.cat, torch.concat, torch.concatenate)
+def cat_axes(call: AxisCall) -> Effect:
+    """Maps every axis; along the joined one the result is the disjoint union of the operands' facts."""
+    values = [value for value in call.inputs if value.rank == len(call.shape)]
+    place = call.option("dim", 1, 0) % len(call.shape)
+    layouts = [(*value.layout[:place], None, *value.layout[place + 1 :]) for value in values]
+    layout, clashes = aligned(call.axes, layouts, len(call.shape))
+    joined = [axis for value in values if (axis := value.layout[place]) is not None]
+    union = call.axes.derived("", list(dict.fromkeys(joined)))
+    words = " ⊎ ".join(str(value.shape[place]) for value in values)
+    said = claims(layout, Behaviour.MAP, "operands are joined along another axis")
+    said += claims(dict.fromkeys(joined), Behaviour.MAP, _ENTERS, role="operand", produced=False)
+    why = f"the disjoint union of the operands' facts: {words}"
+    said += claims([union], Behaviour.MAP, why, role="result", consumed=False)
+    return Effect((*said, *clashes), ((*layout[:place], union, *layout[place + 1 :]),))
+
+
+@axis_rule(torch.stack)
+def stack_axes(call: AxisCall) -> Effect:
+    """Maps every axis; the new one counts the operands."""
+    place = call.option("dim", 1, 0) % len(call.shape)
+    layout, clashes = aligned(call.axes, [value.layout for value in call.inputs], len(call.shape) - 1)
+    (new,) = call.axes.fresh([call.shape[place]])
+    said = claims(layout, Behaviour.MAP, "operands are joined along a new axis")
+    said += claims([new], Behaviour.MAP, "each operand is one index of the new axis", consumed=False)
+    return Effect((*said, *clashes), ((*layout[:place], new, *layout[place:]),))
+
+
+@axis_rule(ops="chunk split tensor_split", methods="split_with_sizes")
+def split_axes(call: AxisCall) -> Effect:
+    """Maps every axis; along the cut one each piece has a part of the facts."""
+    place = call.option("dim", 2, 0) % call.operand.rank
+    axis = call.operand.layout[place]
+    pieces = _pieces(call, axis, [shape[place] for shape in call.shapes])
+    rest = tuple(None if dim == place else kept for dim, kept in enumerate(call.operand.layout))
+    said = claims(rest, Behaviour.MAP, "the cut is along another axis")
+    why = "its facts are dealt out to the pieces, under new indices"
+    said += claims([axis], Behaviour.MAP, why, role="operand", produced=False)
+    why = "a piece of the operand's facts"
+    said += claims(dict.fromkeys(pieces), Behaviour.MAP, why, role="result", consumed=False)
+    return Effect(tuple(said), tuple((*rest[:place], piece, *rest[place + 1 :]) for piece in pieces))
+
+
+def _pieces(call: AxisCall, axis: Axis | None, sizes: list[Any]) -> list[Axis | None]:
+    """Return an axis per piece; pieces of one size meet index by index, as gates and queries do."""
+    made: dict[Any, Axis] = {}
+    for size in sizes:
+        if axis is not None and size not in made:
+            made[size] = call.axes.derived(call.axes.name(axis), [axis])
+    return [None if size == 1 else made.get(size) for size in sizes]
+
+
+@axis_rule(ops="unbind")
+def unbind_axes(call: AxisCall) -> Effect:
+    """Maps every axis but deals the indices of one out."""
+    place = call.option("dim", 1, 0) % call.operand.rank
+    rest = tuple(axis for dim, axis in enumerate(call.operand.layout) if dim != place)
+    said = claims(rest, Behaviour.MAP, "another axis is taken apart")
+    why = "each result has the facts of one index"
+    said += claims([call.operand.layout[place]], Behaviour.MAP, why, role="selected", produced=False)
+    return Effect(tuple(said), (rest,) * len(call.shapes))

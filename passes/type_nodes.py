@@ -1,0 +1,73 @@
+"""Typing: every node gets a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx
+
+from bwsk_fx.errors import RuleError
+from bwsk_fx.passes.pipeline import Pass, PassResult, verify
+from bwsk_fx.rules import published, sound
+from bwsk_fx.rules.registry import Call
+from bwsk_fx.verdict import Verdict
+
+RULESETS: Mapping[str, Callable[[Call], Verdict]] = {"sound": sound.verdict, "published": published.verdict}
+
+
+@dataclass(frozen=True)
+class TypeNodes(Pass):
+    """Sets `node.meta["bwsk"]`, a `Verdict`, on every node; typing again replaces all verdicts.
+
+    Attributes:
+        ruleset: `"sound"`, labels as claims about executable inverses, or `"published"`, the table of the study.
+    """
+
+    name: ClassVar[str] = "type-nodes"
+    ruleset: str = "sound"
+
+    def __post_init__(self) -> None:
+        if self.ruleset not in RULESETS:
+            raise RuleError(f"there is no ruleset '{self.ruleset}'; the rulesets are {', '.join(RULESETS)}")
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        """Type all nodes; the nodes themselves stay as they are."""
+        dynamic: set[fx.Node] = set()
+        for node in graph_module.graph.nodes:
+            module = graph_module.get_submodule(node.target) if node.op == "call_module" else None
+            call = Call(node, module, dynamic)
+            try:
+                if sound.is_dynamic(call):
+                    dynamic.add(node)
+                node.meta["bwsk"] = RULESETS[self.ruleset](call)
+            except Exception as error:
+                raise RuleError(_explain(call, error)) from error
+        return PassResult(graph_module, False)
+
+
+def type_nodes(graph: fx.GraphModule, ruleset: str = "sound") -> fx.GraphModule:
+    """Give every node of a captured graph a verdict, as `node.meta["bwsk"]`.
+
+    Args:
+        graph: A graph from `bwsk_fx.capture`; it is changed in place, and can be typed again.
+        ruleset: `"sound"` or `"published"`.
+
+    Returns:
+        The same graph.
+
+    Raises:
+        RuleError: The ruleset is unknown, or a rule failed.
+    """
+    step = TypeNodes(ruleset)
+    verify(graph, f"before pass '{step.name}'")
+    return step.run(graph).graph_module
+
+
+def _explain(call: Call, error: Exception) -> str:
+    node: Any = call.node
+    place = f" at {node.stack_trace.splitlines()[0]}" if node.stack_trace else ""
+    return (
+        f"the typing rule of node '{node.name}' ({node.format_node()}){place} failed: {type(error).__name__}: {error}"
+    )
