@@ -1,5 +1,21 @@
 """bwsk-fx: label what operators preserve or erase, and rebuild activations in the backward pass."""
 
+from bwsk_fx.calm import analyze_calm
 from bwsk_fx.capture import capture
+from bwsk_fx.modes import Applied, applied, apply
+from bwsk_fx.passes.fuse_regions import fuse_regions
+from bwsk_fx.passes.type_nodes import type_nodes
+from bwsk_fx.report.saved import explain_saved
+from bwsk_fx.report.summary import summarize
 
-__all__ = ["capture"]
+__all__ = [
+    "Applied",
+    "analyze_calm",
+    "applied",
+    "apply",
+    "capture",
+    "explain_saved",
+    "fuse_regions",
+    "summarize",
+    "type_nodes",
+]

@@ -23,11 +23,11 @@ def swapped_parameters(module: nn.Module, tensors: dict[str, torch.Tensor]) -> I
 
 
 def fake_mode() -> Any:
-    """Return a fresh `FakeTensorMode` with a symbolic shape environment."""
+    """Return a fresh `FakeTensorMode` with a symbolic shape environment, in which no size is 0 or 1 by assumption."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    return FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False), allow_non_fake_inputs=True)
 
 
 def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = ()) -> torch.Tensor:
@@ -53,10 +53,9 @@ def trace_joint(
     from torch._functorch.aot_autograd import aot_export_joint_simple
 
     with config.patch(backward_pass_autocast="off"):
-        joint = aot_export_joint_simple(
+        return aot_export_joint_simple(  # type: ignore[return-value]
             function, tuple(inputs), trace_joint=True, decompositions=dict(decompositions or {})
         )
-    return joint  # type: ignore[return-value]
 
 
 def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:

@@ -19,8 +19,22 @@ from bwsk_fx.planning.joint import nbytes
 _HALVES = (torch.bfloat16, torch.float16)
 _VIEWS = frozenset(
     getattr(torch.ops.aten, name)
-    for name in """view _unsafe_view t transpose permute unsqueeze squeeze expand detach alias slice select split
-    split_with_sizes""".split()
+    for name in [
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "detach",
+        "alias",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+    ]
 )
 
 

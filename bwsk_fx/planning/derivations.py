@@ -103,7 +103,7 @@ def _recompute(node: fx.Node, profile: DeviceProfile) -> Derivation:
 
     free = is_view(node) or node.target is operator.getitem
     seconds = 0.0 if free else node_seconds(node, profile) or pointwise_seconds([node, *node.all_input_nodes], profile)
-    name = str(getattr(node.target, "__name__", node.target))
+    name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
     return Derivation(node, tuple(node.all_input_nodes), Kind.RECOMPUTE, emit, True, seconds, is_intensive(node), name)
 
 

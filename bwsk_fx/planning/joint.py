@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class JointGraph:
@@ -49,6 +51,15 @@ class JointGraph:
         return [node for node in self.graph.nodes if node.op == "call_function" and node not in self.backward]
 
 
+def wrap_output(output: torch.Tensor) -> torch.Tensor:
+    """Make a traced function's output a tensor of its own in AOTAutograd's eyes, whatever it is a view of.
+
+    AOTAutograd changes its calling convention for outputs that alias inputs or each other. `read_joint` takes the
+    wrapper off again.
+    """
+    return aten._unsafe_view(output, output.shape)
+
+
 def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_indices: Iterable[int]) -> JointGraph:
     """Classify the nodes of a traced joint graph.
 
@@ -60,6 +71,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     Raises:
         PlanError: The graph holds something other than ATen calls.
     """
+    _drop_copies(joint.graph)
     joint.graph.eliminate_dead_code()
     graph = private.merge_common_subexpressions(joint.graph)
     placeholders = graph.find_nodes(op="placeholder")
@@ -74,7 +86,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
         graph,
         primals,
         tangents,
-        tuple(outputs[:num_forward_outputs]),
+        tuple(map(_unwrapped, outputs[:num_forward_outputs])),
         tuple(outputs[num_forward_outputs:]),
         static_primals,
         frozenset(backward),
@@ -136,6 +148,21 @@ def _require_aten(graph: fx.Graph) -> None:
                 f"node {node.name} is a {node.op} of {node.target}: a tensor that is neither an input nor a "
                 "parameter of the region"
             )
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """Let users of a plain copy read the original: nothing in a joint graph writes into a tensor."""
+    for node in graph.find_nodes(op="call_function", target=aten.clone.default):
+        copy, original = node.meta["val"], node.args[0].meta["val"]
+        if copy.stride() == original.stride():
+            node.replace_all_uses_with(node.args[0])
+
+
+def _unwrapped(output: fx.Node | None) -> fx.Node | None:
+    # `wrap_output` kept AOTAutograd from seeing an alias; at run time the aliased tensor itself is the output.
+    if output is not None and output.target is aten._unsafe_view.default:
+        return output.args[0]  # type: ignore[return-value]
+    return output
 
 
 def _source_of(node: fx.Node) -> str:

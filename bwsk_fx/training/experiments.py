@@ -152,8 +152,7 @@ class _Session:
         batch = {key: value.to(_device()) for key, value in default_data_collator(samples).items()}
         memory = measure(model, batch, AUTOCAST_DTYPES.get(self.precision))
         modes.require_effect(model, variant.mode)
-        published_ratios = modes.ratios(model, variant.mode, "published")
-        return memory, published_ratios, modes.ratios(model, variant.mode, "sound")
+        return memory, modes.ratios(model, "published"), modes.ratios(model, "sound")
 
     def _task(self, model: Any, recipe: Recipe) -> Task:
         material = self.material

@@ -43,11 +43,10 @@ def require_effect(model: Any, mode: Mode) -> None:
         raise TrainingError(f"mode '{mode.value}' did not take effect: the first training step captured nothing")
 
 
-def ratios(model: Any, mode: Mode, ruleset: str) -> Ratios:
+def ratios(model: Any, ruleset: str) -> Ratios:
     """S and K ratios of the captured graph; zero for the conventional mode, which has none, as published."""
-    if mode is Mode.CONVENTIONAL:
+    state = bwsk_fx.applied(model)
+    if state is None or state.graph is None:
         return NO_GRAPH
-    graph = bwsk_fx.applied(model).graph
-    bwsk_fx.type_nodes(graph, ruleset=ruleset)
-    summary = bwsk_fx.summarize(graph)
+    summary = bwsk_fx.summarize(bwsk_fx.type_nodes(state.graph, ruleset=ruleset))
     return Ratios(summary.s_ratio, summary.k_ratio)

@@ -1,0 +1,163 @@
+"""`apply`: put a model into a mode in place, so that everything that trains models goes on working with it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from bwsk_fx.capture import capture, flat_arguments
+from bwsk_fx.errors import CaptureError, RegionError
+from bwsk_fx.passes.find_regions import FindRegions
+from bwsk_fx.passes.fuse_regions import fuse_regions
+from bwsk_fx.passes.type_nodes import type_nodes
+from bwsk_fx.planning.plan import PlanOptions
+
+MODES = ("conventional", "analyzed", "reversible")
+_STATE = "_bwsk_applied"
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class Applied:
+    """The mode of a model, and the graphs that it has been captured into so far.
+
+    Attributes:
+        mode: `analyzed` or `reversible`.
+        plan: Budget and faith of the reversible mode.
+        granularity: What becomes one region.
+        original: The model's own class.
+        graph: The captured, labelled graph of the latest training step; None before the first.
+        rewritten: What that step ran: `graph` itself, or its fused form.
+    """
+
+    mode: str
+    plan: PlanOptions
+    granularity: str
+    original: type[nn.Module]
+    graph: fx.GraphModule | None = None
+    rewritten: fx.GraphModule | None = None
+    _graphs: dict[Hashable, tuple[fx.GraphModule, fx.GraphModule]] = field(default_factory=dict, repr=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Applied:
+        # The copy of a model captures itself anew: these graphs hold the modules of the first.
+        return Applied(self.mode, self.plan, self.granularity, self.original)
+
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a training step's forward pass in this mode; without gradients, the model's own."""
+        if not torch.is_grad_enabled():
+            return self.original.forward(model, *args, **kwargs)
+        if getattr(model, "_is_replica", False):
+            raise RegionError("a rewritten model cannot run under nn.DataParallel; use DistributedDataParallel")
+        inputs = flat_arguments(inspect.signature(self.original.forward), (model, *args), kwargs)
+        inputs.pop("self")
+        key = _key(model, inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._rewrite(model, inputs)
+        self.graph, self.rewritten = self._graphs[key]
+        self.rewritten.training = model.training
+        return self.rewritten(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
+
+    def _rewrite(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        with _as_it_was(model, self.original):
+            graph = capture(model, inputs)
+        type_nodes(graph)
+        if self.mode == "analyzed":
+            return graph, graph
+        plan = self.plan
+        return graph, fuse_regions(graph, plan.budget, faith=plan.faith, granularity=self.granularity)
+
+
+def apply(
+    model: Model,
+    mode: str = "reversible",
+    *,
+    budget: float = 0.0,
+    faith: str = "rounded",
+    granularity: str = "block",
+) -> Model:
+    """Put a model into a mode, in place.
+
+    The model keeps its class name, its parameters, its `state_dict` keys and its signature, so that
+    `save_pretrained`, `Trainer` and `DistributedDataParallel` work as before. It is captured in its first training
+    step, once for each kind of input; calls under `torch.no_grad()` run the model's own forward method.
+
+    Args:
+        model: Any module that `capture` takes.
+        mode: `reversible` trains with reversible regions; `analyzed` runs the captured graph with every node
+            labelled; `conventional` takes an earlier mode back.
+        budget: For `reversible`, see `fuse_regions`.
+        faith: For `reversible`, see `fuse_regions`.
+        granularity: For `reversible`, see `fuse_regions`.
+
+    Returns:
+        The model.
+
+    Raises:
+        RegionError: The mode is unknown.
+        PlanError: An option is out of range.
+    """
+    if mode not in MODES:
+        raise RegionError(f"mode is {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    FindRegions(granularity)  # checks it
+    plan = PlanOptions(budget, faith)
+    before = applied(model)
+    original = before.original if before else type(model)
+    model.__dict__.pop(_STATE, None)
+    model.__class__ = original
+    if mode != "conventional":
+        model.__dict__[_STATE] = Applied(mode, plan, granularity, original)
+        model.__class__ = _applied_class(original)  # type: ignore[arg-type]
+    return model
+
+
+def applied(model: nn.Module) -> Applied | None:
+    """Return the mode that `apply` put a model into; None for a model as it was."""
+    return model.__dict__.get(_STATE)
+
+
+@functools.cache
+def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(original.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__[_STATE].run(self, args, kwargs)
+
+    # The name is part of what save_pretrained writes.
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+    return type(original.__name__, (original,), {"forward": forward, **names})
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, original: type[nn.Module]) -> Iterator[None]:
+    """Give a model its own class back for a while, without forward methods that others have put on it."""
+    rewritten, replaced = type(model), model.__dict__.pop("forward", None)
+    model.__class__ = original
+    try:
+        yield
+    finally:
+        model.__class__ = rewritten
+        if replaced is not None:
+            model.__dict__["forward"] = replaced
+
+
+def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
+    """Tell the kinds of input apart: everything but the batch size, of which only equality counts."""
+    sizes: dict[int, int] = {}
+    return (model.training, tuple((name, _kind(name, value, sizes)) for name, value in inputs.items()))
+
+
+def _kind(name: str, value: Any, sizes: dict[int, int]) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        batch = sizes.setdefault(value.shape[0], len(sizes)) if value.dim() else None
+        return batch, tuple(value.shape[1:]), value.dtype, value.device, value.requires_grad
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return type(value), value
+    raise CaptureError(
+        f"argument '{name}' is a {type(value).__name__}: a rewritten model takes tensors, numbers, strings and None"
+    )

@@ -1,0 +1,66 @@
+"""What a region runs: its forward and backward modules for one kind of input, with the plan they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from bwsk_fx.planning.cost import profile_of
+from bwsk_fx.planning.derivations import derive
+from bwsk_fx.planning.partition import partition
+from bwsk_fx.planning.plan import Plan, PlanOptions, describe
+from bwsk_fx.planning.solve import solve
+from bwsk_fx.planning.trace import Outputs, trace
+
+
+@dataclass(frozen=True)
+class Program:
+    """A planned region, ready to run.
+
+    Attributes:
+        forward: Takes the primals; returns `(outputs, kept)`.
+        backward: Takes the list `[*kept, *static, *tangents]` and empties it; returns one gradient or None per
+            primal.
+        static: Indices of the static primals that the backward module reads.
+        differentiable: Per output, whether it has a gradient.
+        tangent_strides: Per differentiable output, the strides that the backward module was traced with.
+        plan: What is kept, recomputed and inverted.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    static: tuple[int, ...]
+    differentiable: tuple[bool, ...]
+    tangent_strides: tuple[tuple[int, ...], ...]
+    plan: Plan
+
+
+def build_program(
+    function: Callable[..., Outputs],
+    inputs: Mapping[str, Tensor],
+    static: Sequence[int],
+    options: PlanOptions,
+    region: str,
+) -> Program:
+    """Trace, plan and partition a region.
+
+    Args:
+        function: The region as a function of its primals.
+        inputs: Tensors like those that the program will be called with, by name.
+        static: Which of them are parameters or buffers.
+        options: Budget and faith.
+        region: The region's name, for errors.
+
+    Raises:
+        PlanError: The region cannot be traced or no plan fits.
+    """
+    traced = trace(function, inputs, static, region)
+    joint, profile = traced.joint, profile_of(next(iter(inputs.values())).device)
+    hypergraph = derive(joint, profile, exact=options.faith == "exact")
+    solution = solve(joint, hypergraph, profile, options.budget)
+    parts = partition(joint, hypergraph, solution)
+    strides = tuple(tangent.meta["val"].stride() for tangent in joint.tangents)
+    plan = describe(joint, hypergraph, solution)
+    return Program(parts.forward, parts.backward, parts.static, traced.differentiable, strides, plan)
