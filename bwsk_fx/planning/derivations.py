@@ -11,7 +11,9 @@ from torch import fx
 
 from bwsk_fx.planning.cost import DeviceProfile, is_intensive, is_view, node_seconds, pointwise_seconds
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_multi_output, is_random, nbytes
-from bwsk_fx.rules import inverse_arithmetic, inverse_shape  # noqa: F401  (fill the registry of inverses)
+
+# Importing a family fills the registry of inverses.
+from bwsk_fx.rules import elementwise, normalization, random, shape  # noqa: F401
 from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, inverses_of
 
 

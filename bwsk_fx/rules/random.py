@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
+from bwsk_fx.rules.bits import pack_bits, unpack_bits
+from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, rule_of
 from bwsk_fx.verdict import REFINED, Verdict
+
+aten = torch.ops.aten
 
 
 @labels(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -58,3 +64,17 @@ def dropout_axes(call: AxisCall) -> Effect:
 def draw_axes(call: AxisCall) -> Effect:
     """Maps every axis."""
     return mapped(call.operand.layout, "each element is drawn on its own")
+
+
+@inverts(aten.native_dropout.default, aten.bernoulli.p)
+def mask_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse]:
+    """A dropout mask from one bit per element: forward and backward see the very same mask."""
+    mask = node
+    if node.target is aten.native_dropout.default:
+        masks = [user for user in node.users if user.args[1] == 1]
+        if not masks:
+            return
+        mask = masks[0]
+    value = mask.meta["val"]
+    bits = witnesses.call(mask, pack_bits, mask)
+    yield Inverse(mask, (bits,), calls(unpack_bits, tuple(value.shape), value.dtype), True, rule="packed mask")
