@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from bwsk_fx._intercept import intercepted
 from bwsk_fx.errors import CaptureError
 
-_TORCH_ROOT = str(Path(torch.__file__).parent)
-_OWN_ROOT = str(Path(__file__).parent)
+_TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
+_OWN_ROOT = str(Path(__file__).parent) + os.sep
 _OPERATORS = {
     "__getitem__": operator.getitem,
     "__setitem__": operator.setitem,
@@ -46,9 +48,19 @@ def default_is_leaf(module: nn.Module) -> bool:
     return own or not any(True for _ in module.children())
 
 
-def user_frame(trace: TracebackType | None) -> str:
-    """Name the innermost frame of a traceback that is neither PyTorch's nor the recorder's."""
-    place = "unknown place"
+def set_grad_mode(enabled: bool) -> bool:
+    """Switch gradients on or off, as a node of a graph, and return whether they were on before."""
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(enabled)
+    return before
+
+
+fx.has_side_effect(set_grad_mode)
+
+
+def user_frame(trace: TracebackType | None) -> str | None:
+    """Name the innermost frame of a traceback that is neither PyTorch's nor the recorder's, if there is one."""
+    place = None
     while trace is not None:
         if _is_users(trace.tb_frame):
             place = _describe(trace.tb_frame, trace.tb_lineno)
@@ -83,6 +95,7 @@ class Recorder(TorchFunctionMode):
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
         self.symbols: dict[sympy.Symbol, tuple[str, int]] = {}
+        self.conditions: list[sympy.Basic] = []
         self._paths = {module: path for path, module in model.named_modules()}
         self._root = model
         self._is_leaf = is_leaf
@@ -91,7 +104,9 @@ class Recorder(TorchFunctionMode):
         self._alive: list[Any] = list(tensors.values())
         self._sizes: dict[sympy.Expr, fx.Node] = {}
         self._stack: dict[str, tuple[str, type]] = {}
-        self._inside_leaf = False
+        self._opaque = False
+        self._grad_at_start = torch.is_grad_enabled()
+        self._grad_switch: fx.Node | None = None
 
     # -- what the capture calls ---------------------------------------------------------------------------------
 
@@ -107,9 +122,18 @@ class Recorder(TorchFunctionMode):
 
     def finish(self, output: Any) -> None:
         """Record the model's result, rebuilding output classes such as Hugging Face's `ModelOutput`."""
+        self._follow_grad_mode(self._grad_at_start)
         result = self.graph.output(self._output(output))
         result.meta["val"] = None
         self._drop_unused_sizes()
+
+    def open_modules(self, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules whose own Python code is recorded, with their paths: all above the leaves."""
+        module = self._root.get_submodule(path)
+        yield path, module
+        for name, child in module.named_children():
+            if not self._is_leaf(child):
+                yield from self.open_modules(f"{path}.{name}".lstrip("."))
 
     def constants_root(self) -> nn.Module:
         """Return a module that holds the tensors which the model uses but does not own."""
@@ -122,19 +146,14 @@ class Recorder(TorchFunctionMode):
         return root
 
     def __enter__(self) -> Recorder:
-        self._call_module = nn.Module.__call__
-        recorder, original = self, nn.Module.__call__
-
-        def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return recorder._on_module(original, module, args, kwargs)
-
-        nn.Module.__call__ = recorded_call  # type: ignore[method-assign, assignment]
+        self._intercepted = intercepted(self._on_module, self._on_branch, lambda: self._opaque)
+        self._intercepted.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         super().__exit__(*exc_info)
-        nn.Module.__call__ = self._call_module  # type: ignore[method-assign]
+        self._intercepted.__exit__(*exc_info)
 
     # -- what the run calls -------------------------------------------------------------------------------------
 
@@ -143,30 +162,45 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run `func` on the fakes and record it when it yields or writes a tensor."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if self._inside_leaf or _only_moves(func, args, kwargs, result):
-            return result
-        writes = getattr(func, "__name__", "") == "__setitem__"
-        if writes or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
-            op, target, args = _call_of(func, args)
-            self._add(op, target, args, kwargs, result)
+        if self._opaque:
+            return func(*args, **kwargs)
+        with self._as_a_whole():
+            result = func(*args, **kwargs)
+            writes = getattr(func, "__name__", "") == "__setitem__"
+            yields = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
+            if (writes or yields) and not _only_moves(func, args, kwargs, result):
+                op, target, args = _call_of(func, args)
+                self._add(op, target, args, kwargs, result)
         return result
+
+    def _on_branch(self, expr: sympy.Basic, result: bool | int) -> None:
+        if self._opaque or not expr.free_symbols:
+            return
+        condition = (expr if result else sympy.Not(expr)) if isinstance(result, bool) else sympy.Eq(expr, result)
+        if condition not in self.conditions:
+            self.conditions.append(condition)
 
     def _on_module(self, original: Callable, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         path = self._paths.get(module)
         # A module made on the fly has no path: what it does is recorded call by call.
-        if path is None or self._inside_leaf:
+        if path is None or self._opaque:
             return original(module, *args, **kwargs)
         with self._entered(path, module):
             if module is self._root or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
-            self._inside_leaf = True
-            try:
+            with self._as_a_whole():
                 result = original(module, *args, **kwargs)
                 self._add("call_module", path, args, kwargs, result)
-            finally:
-                self._inside_leaf = False
             return result
+
+    @contextmanager
+    def _as_a_whole(self) -> Iterator[None]:
+        """While this lasts, what runs is the inside of one node."""
+        self._opaque = True
+        try:
+            yield
+        finally:
+            self._opaque = False
 
     @contextmanager
     def _entered(self, path: str, module: nn.Module) -> Iterator[None]:
@@ -180,11 +214,25 @@ class Recorder(TorchFunctionMode):
     # -- nodes --------------------------------------------------------------------------------------------------
 
     def _add(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        node = self.graph.create_node(op, target, self._arguments(args), self._arguments(kwargs))
-        node.stack_trace = _current_source()
-        node.meta["nn_module_stack"] = self._stack
+        self._follow_grad_mode(torch.is_grad_enabled())
+        node = self._create(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["val"] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
         self._bind_result(node, result)
+
+    def _create(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any] | None = None) -> fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs or {})
+        node.stack_trace = _current_source()
+        node.meta["nn_module_stack"] = self._stack
+        return node
+
+    def _follow_grad_mode(self, enabled: bool) -> None:
+        """Record that the model switched gradients off, or back to what the caller of the graph had."""
+        if enabled != self._grad_at_start and self._grad_switch is None:
+            self._grad_switch = self._create("call_function", set_grad_mode, (enabled,))
+            self._grad_switch.meta["val"] = self._grad_at_start
+        elif enabled == self._grad_at_start and self._grad_switch is not None:
+            back = self._create("call_function", set_grad_mode, (self._grad_switch,))
+            back.meta["val"], self._grad_switch = not enabled, None
 
     def _bind_result(self, node: fx.Node, result: Any) -> None:
         if isinstance(result, torch.Tensor):
@@ -192,9 +240,7 @@ class Recorder(TorchFunctionMode):
         elif isinstance(result, (tuple, list)):
             for index, item in enumerate(result):
                 if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(item)):
-                    part = self.graph.call_function(operator.getitem, (node, index))
-                    part.stack_trace = node.stack_trace
-                    part.meta["nn_module_stack"] = self._stack
+                    part = self._create("call_function", operator.getitem, (node, index))
                     part.meta["val"] = node.meta["val"][index]
                     self._bind_result(part, item)
 
@@ -209,13 +255,15 @@ class Recorder(TorchFunctionMode):
             return self._size(value.node.expr, value)
         if isinstance(value, (tuple, list)):
             items = [self._arguments(item) for item in value]
+            if isinstance(value, torch.Size):  # takes no nodes
+                return tuple(items)
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         if isinstance(value, dict):
             return {key: self._arguments(item) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(*(self._arguments(part) for part in (value.start, value.stop, value.step)))
         if isinstance(value, (torch.SymFloat, torch.SymBool)):
-            raise CaptureError(f"a value computed from the batch size reaches an operator: {value}")
+            raise CaptureError(f"an operator receives a number computed from the batch size or from data: {value}")
         return value
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
@@ -228,6 +276,11 @@ class Recorder(TorchFunctionMode):
     def _attribute(self, tensor: torch.Tensor) -> fx.Node:
         name = self._own.get(id(tensor))
         if name is None:
+            if hasattr(tensor, "fake_mode"):
+                raise CaptureError(
+                    "an operator receives a tensor that no recorded call made; legacy constructors such as "
+                    "torch.FloatTensor(3) are not recorded, torch.zeros(3) is"
+                )
             name = f"_tensor_constant{len(self.constants)}"
             self.constants[name] = tensor
         node = self.graph.get_attr(name)
@@ -277,21 +330,24 @@ class Recorder(TorchFunctionMode):
     # -- outputs ------------------------------------------------------------------------------------------------
 
     def _output(self, value: Any) -> Any:
-        if isinstance(value, dict) and type(value) is not dict:
-            items = {key: self._output(item) for key, item in value.items()}
-            node = self.graph.call_function(type(value), (), items)
-            node.meta["val"] = None
-            node.meta["nn_module_stack"] = {}
-            return node
         if isinstance(value, dict):
-            return {key: self._output(item) for key, item in value.items()}
+            items = {key: self._output(item) for key, item in value.items()}
+            return items if type(value) is dict else self._mapping(type(value), items)
         if isinstance(value, (tuple, list)):
-            return type(value)([self._output(item) for item in value])
+            parts = [self._output(item) for item in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if value is None or isinstance(value, (torch.Tensor, torch.SymInt, int, float, bool, str)):
             return self._arguments(value)
         raise CaptureError(
-            f"the model returns a {type(value).__name__}, which is not made of tensors, mappings and sequences"
+            f"its result holds an object of type '{type(value).__name__}'; results are made of tensors, numbers, "
+            "mappings and sequences"
         )
+
+    def _mapping(self, kind: type, items: dict[str, Any]) -> fx.Node:
+        node = self.graph.call_function(kind, (), items)
+        node.meta["val"] = None
+        node.meta["nn_module_stack"] = {}
+        return node
 
 
 def _only_moves(func: Callable, args: tuple, kwargs: dict[str, Any], result: Any) -> bool:

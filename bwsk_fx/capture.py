@@ -7,12 +7,14 @@ batch sizes. Leaf modules become `call_module` nodes under their original paths.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
@@ -44,7 +46,7 @@ def capture(
         CaptureError: The model branches on data, fails on the inputs, or returns something that is not made of
             tensors; the message names the source line.
     """
-    inputs = _bind(model, example_inputs)
+    inputs = _without_single_batch(_bind(model, example_inputs))
     graph_module, guard = _record(model, inputs, is_leaf)
     guard = GraphGuard(
         guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
@@ -88,9 +90,13 @@ class GraphGuard:
         sizes = {symbol: bound[name].shape[dim] for symbol, (name, dim) in self.symbols}
         for condition in self.conditions:
             if condition.subs(sizes) == False:  # noqa: E712 (a sympy truth value)
+                found = ", ".join(
+                    f"{symbol} is dimension {dim} of '{name}', now {sizes[symbol]}"
+                    for symbol, (name, dim) in self.symbols
+                )
                 raise CaptureError(
-                    f"the captured graph requires {condition} and was called with {sizes}: the model's Python code "
-                    "branches on this size; capture it again with inputs of this size"
+                    f"the captured graph requires {condition}, where {found}: the model's Python code branches on "
+                    "this size; capture it again with inputs of this size"
                 )
 
 
@@ -98,20 +104,27 @@ def _bind(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
     signature = inspect.signature(model.forward)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
+    args, kwargs = ((), example_inputs) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     try:
-        if isinstance(example_inputs, Mapping):
-            bound = signature.bind(**example_inputs)
-        else:
-            bound = signature.bind(*example_inputs)
+        return flat_arguments(signature, args, kwargs)
     except TypeError as error:
         raise CaptureError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
+
+
+def flat_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Bind a call's arguments to parameter names, those of `**kwargs` included.
+
+    Raises:
+        TypeError: The arguments do not fit.
+        CaptureError: The signature takes `*args`, which have no names.
+    """
     flat: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             flat.update(value)
         elif kind is inspect.Parameter.VAR_POSITIONAL:
-            raise CaptureError(f"{type(model).__name__}.forward takes *{name}: pass example inputs by keyword")
+            raise CaptureError(f"this forward method takes *{name}: pass its inputs by keyword")
         else:
             flat[name] = value
     return flat
@@ -125,51 +138,90 @@ def _record(
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
     recorder = Recorder(model, fakes, is_leaf)
     # The flags of the autocast block around a capture belong to the run, not to the torch-level graph.
-    with torch.random.fork_rng(devices=()), mode, private.swapped_parameters(model, fakes), _no_autocast():
+    with (
+        _untouched(model),
+        torch.random.fork_rng(devices=()),
+        mode,
+        _no_autocast(),
+        private.swapped_parameters(model, fakes),
+    ):
         arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}
-        try:
-            with recorder:
-                output = model(**arguments)
-            recorder.finish(output)
-        except CaptureError:
-            raise
-        except Exception as error:
-            raise CaptureError(_explain(model, error)) from error
+        _run(model, recorder, arguments)
     graph_module = _assemble(model, recorder)
-    conditions = tuple(guard.expr for guard in mode.shape_env.guards if _is_users_branch(guard))
-    return graph_module, GraphGuard(model.training, conditions, tuple(recorder.symbols.items()))
+    return graph_module, GraphGuard(model.training, tuple(recorder.conditions), tuple(recorder.symbols.items()))
+
+
+def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> None:
+    buffers = {name: module._buffers.copy() for name, module in recorder.open_modules()}
+    try:
+        with recorder:
+            output = model(**arguments)
+        recorder.finish(output)
+        for name, module in recorder.open_modules():
+            _require_same_buffers(name, module, buffers[name])
+    except Exception as error:
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _require_same_buffers(path: str, module: nn.Module, before: Mapping[str, Any]) -> None:
+    for name, tensor in module._buffers.items():
+        if tensor is not before.get(name):
+            raise CaptureError(
+                f"{type(module).__name__}.forward gives buffer '{f'{path}.{name}'.lstrip('.')}' a new tensor, which a "
+                "graph cannot; write into the old one with copy_ or another in-place method"
+            )
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Give every module its attributes back, since a run may have put fakes there: caches, new buffers."""
+    modules = list(model.modules())
+    before = [(vars(module).copy(), module._parameters.copy(), module._buffers.copy()) for module in modules]
+    try:
+        yield
+    finally:
+        for module, (attributes, parameters, buffers) in zip(modules, before, strict=True):
+            _restore(module._parameters, parameters)
+            _restore(module._buffers, buffers)
+            _restore(vars(module), attributes)
+
+
+def _restore(table: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    table.clear()
+    table.update(entries)
 
 
 def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
+def _without_single_batch(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Double inputs whose batch is one, which operators would broadcast: the symbol stands for any size anyway."""
+    batches = {value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()}
+    if batches != {1}:
+        return inputs
+    return {
+        name: torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() else value
+        for name, value in inputs.items()
+    }
+
+
 def _placeholder(recorder: Recorder, mode: Any, name: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
+        if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            raise CaptureError(f"input '{name}' is a {type(value).__name__} of tensors; inputs are single tensors")
         return value
-    # A batch of one would be taken for a constant: symbols start at two. The fake stands for any size.
-    if value.dim() and value.shape[0] == 1:
-        value = torch.empty(2, *value.shape[1:], dtype=value.dtype, device="meta").to(value.device)
-    fake = private.fake_tensor(mode, value, dynamic_dims=(0,) if value.dim() else ())
-    return recorder.add_placeholder(name, fake)
+    # A one among larger batches is there to be broadcast, and stays one.
+    batched = value.dim() and value.shape[0] > 1
+    return recorder.add_placeholder(name, private.fake_tensor(mode, value, dynamic_dims=(0,) if batched else ()))
 
 
-def _no_autocast() -> Any:
-    stack = torch.autocast("cpu", enabled=False)
-    return stack if not torch.cuda.is_available() else _Both(stack, torch.autocast("cuda", enabled=False))
-
-
-class _Both:
-    def __init__(self, first: Any, second: Any) -> None:
-        self.contexts = (first, second)
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *exc_info: Any) -> None:
-        for context in reversed(self.contexts):
-            context.__exit__(*exc_info)
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _assemble(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
@@ -182,11 +234,6 @@ def _assemble(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
     graph_module.training = model.training
     graph_module.graph.lint()
     return graph_module
-
-
-def _is_users_branch(guard: Any) -> bool:
-    location = guard.sloc.framework_loc
-    return location is None or f"{torch.__name__}/" not in str(getattr(location, "filename", location))
 
 
 def _depends_on_mode(
@@ -209,6 +256,9 @@ def _depends_on_mode(
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    cause = lines[0] if lines else "no message"
+    if not isinstance(error, CaptureError):
+        cause = f"{type(error).__name__}: {cause}"
     place = user_frame(error.__traceback__)
-    cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-    return f"cannot capture {type(model).__name__}: {place}: {cause}"
+    return ": ".join(part for part in (f"cannot capture {type(model).__name__}", place, cause) if part)

@@ -1,0 +1,94 @@
+"""Entry points of PyTorch that no `TorchFunctionMode` sees, redirected while a model is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import sympy
+import torch
+from torch import nn
+
+from bwsk_fx.errors import CaptureError
+
+ModuleCall = Callable[[Callable, nn.Module, tuple, dict[str, Any]], Any]
+Branch = Callable[[sympy.Basic, bool | int], None]
+
+
+@contextmanager
+def intercepted(on_module: ModuleCall, on_branch: Branch, is_opaque: Callable[[], bool]) -> Iterator[None]:
+    """Send module calls and branches to the recorder, and refuse what a graph would silently lose.
+
+    Args:
+        on_module: Receives the original `nn.Module.__call__`, the module, and its arguments.
+        on_branch: Receives a symbolic expression that Python code turned into a plain value, and that value.
+        is_opaque: Whether what runs now is recorded as a whole, so that anything goes.
+    """
+    with _modules(on_module), _branches(on_branch), _autograd_functions(is_opaque), _autocast(is_opaque):
+        yield
+
+
+@contextmanager
+def _replaced(owner: type, name: str, replacement: Any) -> Iterator[None]:
+    original = owner.__dict__[name]
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _modules(on_module: ModuleCall) -> Any:
+    original = nn.Module.__call__
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return on_module(original, module, args, kwargs)
+
+    return _replaced(nn.Module, "__call__", call)
+
+
+@contextmanager
+def _branches(on_branch: Branch) -> Iterator[None]:
+    def announcing(original: Callable) -> Callable:
+        def convert(value: Any) -> Any:
+            expr = value.node.expr  # before: the conversion itself may make the symbol a constant
+            result = original(value)
+            on_branch(expr, result)
+            return result
+
+        return convert
+
+    with ExitStack() as stack:
+        for owner, name in ((torch.SymBool, "__bool__"), (torch.SymInt, "__int__"), (torch.SymInt, "__index__")):
+            stack.enter_context(_replaced(owner, name, announcing(owner.__dict__[name])))
+        yield
+
+
+def _autograd_functions(is_opaque: Callable[[], bool]) -> Any:
+    original = torch.autograd.Function.__dict__["apply"].__func__
+
+    def apply(function: type, *args: Any, **kwargs: Any) -> Any:
+        # Those of torch.nn carry backward hooks, and do nothing in the forward pass.
+        if not is_opaque() and not function.__module__.startswith("torch.nn."):
+            raise CaptureError(
+                f"the autograd function {function.__qualname__} is called outside a leaf module, and a graph of torch "
+                "calls would lose its backward pass; let is_leaf name the module that calls it"
+            )
+        return original(function, *args, **kwargs)
+
+    return _replaced(torch.autograd.Function, "apply", classmethod(apply))
+
+
+def _autocast(is_opaque: Callable[[], bool]) -> Any:
+    original = torch.autocast.__enter__
+
+    def enter(context: torch.autocast) -> Any:
+        if not is_opaque():
+            raise CaptureError(
+                "autocast is switched outside a leaf module, which a graph of torch calls does not record; let "
+                "is_leaf name the module that switches it"
+            )
+        return original(context)
+
+    return _replaced(torch.autocast, "__enter__", enter)

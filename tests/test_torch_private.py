@@ -1,0 +1,189 @@
+"""Every private PyTorch symbol still does what bwsk-fx uses it for.
+
+To cover a new function of `bwsk_fx._torch_private`, add a function of the same name with the `@check` decorator; a
+function without one fails `test_private_function[its name]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from bwsk_fx import _torch_private as private
+
+CHECKS: dict[str, Callable[[], None]] = {}
+FUNCTIONS = sorted(
+    name
+    for name, function in inspect.getmembers(private, inspect.isfunction)
+    if function.__module__ == private.__name__ and not name.startswith("_")
+)
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    CHECKS[function.__name__] = function
+    return function
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_private_function(name):
+    assert name in CHECKS, f"add a @check function '{name}' to tests/test_torch_private.py"
+    try:
+        CHECKS[name]()
+    except Exception as error:
+        error.add_note(f"bwsk_fx._torch_private.{name} does not work with torch {torch.__version__}")
+        raise
+
+
+def test_nothing_is_checked_that_is_gone():
+    assert set(CHECKS) <= set(FUNCTIONS)
+
+
+def test_a_moved_symbol_is_reported_with_function_and_version(monkeypatch):
+    monkeypatch.setattr(private, "fake_mode", lambda: torch.no_such_symbol)
+    with pytest.raises(AttributeError, match="no_such_symbol") as failure:
+        test_private_function("fake_mode")
+    assert failure.value.__notes__ == [f"bwsk_fx._torch_private.fake_mode does not work with torch {torch.__version__}"]
+
+
+# De facto public, and documented by PyTorch.
+PUBLIC_UNDERSCORES = ("_pytree", "_python_dispatch")
+PRIVATE = re.compile(
+    rf"\b(?:from|import) torch[\w.]*\.(?!{'|'.join(PUBLIC_UNDERSCORES)})_\w+"
+    rf"|\bfrom torch[\w.]* import .*\b(?!{'|'.join(PUBLIC_UNDERSCORES)})_\w+"
+    r"|\btorch\._(?!_|ops\b)\w+"
+)
+
+
+def test_private_symbols_are_used_nowhere_else():
+    root = Path(private.__file__).parent
+    found = {
+        f"{path.name}: {match.group()}"
+        for path in [*root.rglob("*.py"), *(root.parent / "passes").rglob("*.py")]
+        if path.name != "_torch_private.py"
+        for match in PRIVATE.finditer(path.read_text())
+    }
+    assert not found
+
+
+def test_the_pattern_finds_private_symbols():
+    for line in ("from torch._functorch import config", "import torch._dynamo", "torch._C._set_grad_enabled(True)"):
+        assert PRIVATE.search(line)
+    for line in ("from torch.utils import _pytree as pytree", "from torch import nn", "x._torch"):
+        assert not PRIVATE.search(line)
+
+
+@check
+def swapped_parameters():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    before = model[0].weight
+    with private.swapped_parameters(model, {"0.weight": torch.eye(2)}):
+        assert torch.equal(model(torch.ones(1, 2)), torch.ones(1, 2))
+    assert model[0].weight is model[1].weight is before
+
+
+@check
+def fake_mode():
+    mode = private.fake_mode()
+    with mode:
+        assert type(torch.empty(2)).__name__ == "FakeTensor"
+    assert mode.shape_env is not None
+
+
+@check
+def fake_tensor():
+    mode = private.fake_mode()
+    first = private.fake_tensor(mode, torch.ones(3, 4), dynamic_dims=(0,))
+    second = private.fake_tensor(mode, torch.ones(3), dynamic_dims=(0,))
+    assert isinstance(first.shape[0], torch.SymInt)
+    assert isinstance(first.shape[1], int)
+    assert first.shape[0].node.expr == second.shape[0].node.expr
+    assert (first.shape[0] == 1).node.expr.free_symbols, "a batch of one is not ruled out"
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.relu(x @ weight)]
+
+
+@check
+def trace_joint():
+    inputs = [torch.randn(3, 4, requires_grad=True), torch.randn(4, 5, requires_grad=True)]
+    with torch.autocast("cpu", torch.bfloat16):
+        joint = private.trace_joint(_linear, inputs, {torch.ops.aten.relu.default: lambda x: x.clamp(min=0)})
+    assert len(joint.graph.find_nodes(op="placeholder")) == 3
+    targets = [node.target for node in joint.graph.nodes]
+    assert targets.count(torch.ops.aten.mm.default) == 3
+    assert torch.ops.aten.relu.default not in targets
+    assert torch.ops.aten.clamp.default in targets
+    tangent = torch.ones(3, 5, dtype=torch.bfloat16)
+    grouped = len(inspect.signature(joint.forward).parameters) == 2
+    output, *gradients = pytree.tree_leaves(joint(inputs, [tangent]) if grouped else joint(*inputs, tangent))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = _linear(*inputs)[0]
+    assert torch.equal(output, expected)
+    for gradient, other in zip(gradients, torch.autograd.grad(expected, inputs, tangent), strict=True):
+        assert torch.equal(gradient, other)
+
+
+@check
+def merge_common_subexpressions():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    twice = [graph.call_function(torch.ops.aten.exp.default, (x,)) for _ in range(2)]
+    random = [graph.call_function(torch.ops.aten.bernoulli.default, (x,)) for _ in range(2)]
+    graph.output((*twice, *random))
+    merged = [node.target for node in private.merge_common_subexpressions(graph).nodes]
+    assert merged.count(torch.ops.aten.exp.default) == 1
+    assert merged.count(torch.ops.aten.bernoulli.default) == 2
+
+
+@check
+def without_autocast():
+    square = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (square @ square).dtype == torch.bfloat16
+        with private.without_autocast():
+            assert (square @ square).dtype == torch.float32
+        assert (square @ square).dtype == torch.bfloat16
+
+
+@check
+def inside_function_transform():
+    seen = []
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        seen.append(private.inside_function_transform())
+        return x * x
+
+    torch.func.grad(square)(torch.tensor(2.0))
+    torch.func.vmap(square)(torch.ones(2))
+    assert seen == [True, True]
+    assert not private.inside_function_transform()
+
+
+class _Releasing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        private.release_saved_tensors(ctx)
+        with pytest.raises(RuntimeError):
+            _ = ctx.saved_tensors
+        return gradient * 2
+
+
+@check
+def release_saved_tensors():
+    leaf = torch.ones(2, requires_grad=True)
+    _Releasing.apply(leaf).sum().backward()
+    assert torch.equal(leaf.grad, torch.full((2,), 2.0))
