@@ -80,7 +80,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     pass
@@ -92,15 +93,19 @@ def inspect(
         str, typer.Argument(help="A model on the Hub, a local folder, or [b]vit-base[/b] or [b]vit-tiny-digits[/b].")
     ],
     ruleset: Annotated[Ruleset, typer.Option(help="Which rules label the operators.")] = Ruleset.SOUND,
-    calm: Annotated[bool, typer.Option("--calm", help="Also show which axes can be split, and where not.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    calm: Annotated[
+        bool, typer.Option("--calm", metavar="", help="Also show which axes can be split, and where not.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")] = False,
     image_size: Annotated[
-        int | None, typer.Option(min=1, show_default="the model's", help="Height and width of the images.")
+        int | None,
+        typer.Option(min=1, metavar="<int>", show_default="the model's", help="Height and width of the images."),
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, show_default="the model's", help="Number of transformer blocks.")
+        int | None,
+        typer.Option(min=1, metavar="<int>", show_default="the model's", help="Number of transformer blocks."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch while capturing.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="<int>", help="Images per batch while capturing.")] = 2,
 ) -> None:
     """Label every operator of an image classifier: preserved (S), erased (K) or unknown (GRAY).
 
@@ -125,15 +130,18 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            show_default="a small ViT for digits, else google/vit-base-patch16-224-in21k",
+            show_default="a small ViT for the digits, else ViT-base",
             help="Checkpoint to fine-tune, and architecture to train from scratch.",
         ),
     ] = None,
     experiments: Annotated[
-        str, typer.Option(help="From which start: [b]finetune[/b], [b]scratch[/b].")
+        str, typer.Option(show_default="both", help="From which start: [b]finetune[/b], [b]scratch[/b].")
     ] = "finetune,scratch",
     modes: Annotated[
-        str, typer.Option(help="Which step: [b]conventional[/b], [b]analyzed[/b], [b]reversible[/b].")
+        str,
+        typer.Option(
+            show_default="all three", help="Which step: [b]conventional[/b], [b]analyzed[/b], [b]reversible[/b]."
+        ),
     ] = "conventional,analyzed,reversible",
     budget: Annotated[
         float, typer.Option(help="Extra time that the reversible mode may spend, as a fraction of a step.")
@@ -141,20 +149,25 @@ def train(
     faith: Annotated[Faith, typer.Option(help="Bit-identical gradients, or equal up to rounding.")] = Faith.ROUNDED,
     granularity: Annotated[Granularity, typer.Option(help="What becomes one region.")] = Granularity.BLOCK,
     epochs: Annotated[int | None, typer.Option(show_default="per experiment", help="At most this many.")] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default="16", help="Samples per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="per experiment", help="Samples per step.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data order and splits; the same for all modes.")] = 0,
     precision: Annotated[
-        PrecisionChoice, typer.Option(help="auto: fp16 on CUDA, as published, and fp32 on a CPU.")
+        PrecisionChoice,
+        typer.Option(
+            metavar="<format>",
+            help="[b]fp32[/b], [b]bf16[/b], [b]fp16[/b], or [b]auto[/b]: fp16 on CUDA, as published, fp32 on a CPU.",
+        ),
     ] = PrecisionChoice.AUTO,
     train_limit: Annotated[
         int | None, typer.Option(show_default="all", help="Train on at most this many samples.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train finished variants again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Train finished variants again.")] = False,
 ) -> None:
     """Train variants of a ViT and compare accuracy, time and memory.
 
-    Without options: six variants on scikit-learn's handwritten digits, in a few minutes on a CPU. Variants that the
-    output folder already holds are skipped.
+    Without options: six variants on scikit-learn's handwritten digits, in a few minutes on a CPU.
+
+    Variants that the output folder already holds are skipped.
 
     Example: [b]bwsk-fx train --modes conventional,reversible --budget 0.1[/b]
     """
