@@ -13,6 +13,10 @@ class RuleError(BwskError):
     """A rule is missing, contradictory or was registered wrongly."""
 
 
+class PassError(BwskError):
+    """A graph is malformed before or after a pass; names the pass and the node."""
+
+
 class PlanError(BwskError):
     """No plan satisfies the request, or a plan does not fit the graph."""
 

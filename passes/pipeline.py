@@ -10,13 +10,9 @@ from typing import ClassVar
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from bwsk_fx.errors import BwskError
+from bwsk_fx.errors import PassError
 
 __all__ = ["Pass", "PassError", "PassPipeline", "PassResult", "verify"]
-
-
-class PassError(BwskError):
-    """A graph is malformed before or after a pass; names the pass and the node."""
 
 
 @dataclass(frozen=True)

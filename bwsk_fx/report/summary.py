@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from io import StringIO
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,11 @@ from torch import fx
 
 from bwsk_fx.blocks import block_of, section_and_index
 from bwsk_fx.errors import RuleError
+from bwsk_fx.report.render import as_text
 from bwsk_fx.verdict import Label, Verdict
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.table import Table
 
 _COUNTED = {"sound": "operators on dynamic tensors", "published": "leaf-module calls"}
@@ -99,10 +99,7 @@ class Summary(Counts):
         return asdict(self) | totals
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=StringIO(), width=100, highlight=False)
-        return _written(console, self.__rich__())
+        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render totals, erasure, blocks and GRAY nodes."""
@@ -202,8 +199,3 @@ def _block_table(blocks: tuple[Block, ...]) -> Table:
 
 def _row(block: Block) -> tuple[Any, ...]:
     return (block.section, *(getattr(block, field.name) for field in fields(Counts) if field.name != "unmeasured"))
-
-
-def _written(console: Console, content: Any) -> str:
-    console.print(content)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

@@ -7,18 +7,16 @@ axis that a torch-level call touches, whether the call can run on each shard alo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from bwsk_fx.errors import RuleError
 from bwsk_fx.rules.axis_table import Axis, AxisTable, Extent, Layout, per_sample
-from bwsk_fx.rules.registry import method
+from bwsk_fx.rules.targets import Registry
 
 
 class Behaviour(StrEnum):
@@ -149,50 +147,13 @@ class AxisCall:
 
 
 AxisRule = Callable[[AxisCall], Effect]
-_RULES: dict[Any, AxisRule] = {}
-
-
-def axis_rule(*targets: Any, ops: str = "", methods: str = "") -> Callable[[AxisRule], AxisRule]:
-    """Register the decorated function as the axis rule of torch-level targets.
-
-    Args:
-        *targets: Module classes, functions, or the full names of module classes that are not imported here.
-        ops: Space-separated names that are both functions of `torch` and methods of `Tensor`.
-        methods: Space-separated names of `Tensor` methods.
-
-    Raises:
-        RuleError: A target has an axis rule already.
-    """
-    keys = [*targets, *map(method, methods.split())]
-    for name in ops.split():
-        keys += [getattr(torch, name), method(name)]
-
-    def register(rule: AxisRule) -> AxisRule:
-        for key in keys:
-            if key in _RULES:
-                raise RuleError(f"{key} already has the axis rule '{_RULES[key].__name__}'")
-        _RULES.update(dict.fromkeys(keys, rule))
-        return rule
-
-    return register
+_RULES: Registry[AxisRule] = Registry("axis rule")
+axis_rule = _RULES.register
 
 
 def axis_rule_of(target: Any) -> AxisRule:
     """Return the rule of a module, a function or a method's name; `no_rule` where there is none."""
-    return next((_RULES[key] for key in _keys(target) if key in _RULES), no_rule)
-
-
-def _keys(target: Any) -> Iterator[Any]:
-    if isinstance(target, str):
-        # An in-place method computes the value of its plain twin.
-        yield from (method(target), method(target.removesuffix("_")))
-    elif not isinstance(target, nn.Module):
-        yield target
-    else:
-        for base in type(target).__mro__:
-            # A subclass with a forward of its own is another operator.
-            if getattr(base, "forward", None) is type(target).forward:
-                yield from (base, f"{base.__module__}.{base.__qualname__}")
+    return _RULES.of(target) or no_rule
 
 
 def registered_axis_rules() -> Mapping[Any, AxisRule]:

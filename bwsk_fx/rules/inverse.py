@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 from torch.utils import _pytree as pytree
+
+from bwsk_fx.rules.targets import Registry
 
 Emit = Callable[[fx.Graph, Sequence[fx.Node]], fx.Node]
 
@@ -60,20 +61,8 @@ class WitnessWriter:
 
 
 InverseRule = Callable[[fx.Node, WitnessWriter], Iterable[Inverse]]
-_INVERSES: dict[Any, InverseRule] = {}
-
-
-def inverts(*targets: torch._ops.OpOverload) -> Callable[[InverseRule], InverseRule]:
-    """Register the decorated function as the inverse rule of ATen operators."""
-
-    def register(rule: InverseRule) -> InverseRule:
-        for target in targets:
-            if target in _INVERSES:
-                raise ValueError(f"{target} already has an inverse rule: {_INVERSES[target].__name__}")
-            _INVERSES[target] = rule
-        return rule
-
-    return register
+_INVERSES: Registry[InverseRule] = Registry("inverse rule")
+inverts = _INVERSES.register
 
 
 def inverses_of(node: fx.Node, witnesses: WitnessWriter) -> list[Inverse]:

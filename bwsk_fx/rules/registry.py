@@ -11,15 +11,15 @@ The registry is filled while the family files are imported, and never after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from bwsk_fx.errors import RuleError
 from bwsk_fx.rules import sizes
+from bwsk_fx.rules.targets import Registry, method, rule_name
 from bwsk_fx.verdict import NOTHING, OPERATOR, UNKNOWN, Erasure, Label, Verdict, Witness, WitnessKind
 
 
@@ -76,48 +76,13 @@ class Call:
 
 
 TypingRule = Callable[[Call], Verdict]
-Target = Any
-_RULES: dict[Target, TypingRule] = {}
+_RULES: Registry[TypingRule] = Registry("typing rule")
+labels = _RULES.register
 
 
-def labels(*targets: Target, ops: str = "", methods: str = "") -> Callable[[TypingRule], TypingRule]:
-    """Register the decorated function as the rule of operators.
-
-    Args:
-        *targets: Module classes, functions, or the full names of module classes that are not imported here.
-        ops: Space-separated names that are both functions of `torch` and methods of `Tensor`.
-        methods: Space-separated names of `Tensor` methods.
-
-    Raises:
-        RuleError: A target has a rule already.
-    """
-    keys = [*targets, *map(method, methods.split())]
-    for name in ops.split():
-        keys += [getattr(torch, name), method(name)]
-
-    def register(rule: TypingRule) -> TypingRule:
-        for key in keys:
-            if key in _RULES:
-                raise RuleError(f"{key} already has the typing rule '{rule_name(_RULES[key])}'")
-        _RULES.update(dict.fromkeys(keys, rule))
-        return rule
-
-    return register
-
-
-def method(name: str) -> str:
-    """Return the registry's key of a `Tensor` method."""
-    return f"Tensor.{name}"
-
-
-def registered_rules() -> Mapping[Target, TypingRule]:
+def registered_rules() -> Mapping[Any, TypingRule]:
     """Return the registry, target to rule, for reports and tests."""
     return dict(_RULES)
-
-
-def rule_name(rule: TypingRule) -> str:
-    """Return a rule's name: its family and its function."""
-    return f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}"
 
 
 def judge(call: Call) -> Verdict:
@@ -133,7 +98,7 @@ def judge(call: Call) -> Verdict:
 
 def rule_of(call: Call) -> TypingRule | None:
     """Return the rule of a node, or None."""
-    return next((_RULES[key] for key in _keys(call) if key in _RULES), None)
+    return _RULES.of(call.node.target if call.module is None else call.module)
 
 
 def target_name(call: Call) -> str:
@@ -142,23 +107,6 @@ def target_name(call: Call) -> str:
         return type(call.module).__qualname__
     target = call.node.target
     return method(target) if isinstance(target, str) else getattr(target, "__name__", str(target))
-
-
-def _keys(call: Call) -> Iterable[Target]:
-    if call.module is not None:
-        return _module_keys(type(call.module))
-    target = call.node.target
-    if call.node.op != "call_method" or not isinstance(target, str):
-        return (target,)
-    # An in-place method computes the value of its plain twin.
-    return (method(target), method(target.removesuffix("_")))
-
-
-def _module_keys(module_class: type[nn.Module]) -> Iterable[Target]:
-    """A subclass shares its base's rule as long as it shares its forward."""
-    for base in module_class.__mro__:
-        if getattr(base, "forward", None) is module_class.forward:
-            yield from (base, f"{base.__module__}.{base.__qualname__}")
 
 
 def preserves(why: str, witness: Witness = NOTHING, confidence: float = OPERATOR) -> Verdict:

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from bwsk_fx.errors import RuleError
 from bwsk_fx.rules import registry
-from bwsk_fx.rules.registry import by_products, labels, method, preserves, registered_rules, rule_name
+from bwsk_fx.rules.registry import by_products, labels, preserves, registered_rules
+from bwsk_fx.rules.targets import method, rule_name
 from bwsk_fx.verdict import Label
 
 X = torch.randn(2, 3, 4)
