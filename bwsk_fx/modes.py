@@ -62,6 +62,9 @@ class Applied:
             self._graphs[key] = self._rewrite(model, inputs)
         self.graph, self.rewritten = self._graphs[key]
         self.rewritten.training = model.training
+        # What `load_state_dict(assign=True)` or a conversion has put in place of the captured ones.
+        self.rewritten._parameters.update(model._parameters)
+        self.rewritten._buffers.update(model._buffers)
         return self.rewritten(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
 
     def _rewrite(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -110,10 +113,10 @@ def apply(
     before = applied(model)
     original = before.original if before else type(model)
     model.__dict__.pop(_STATE, None)
-    model.__class__ = original
+    model.__class__ = original  # type: ignore[assignment]
     if mode != "conventional":
         model.__dict__[_STATE] = Applied(mode, plan, granularity, original)
-        model.__class__ = _applied_class(original)  # type: ignore[arg-type]
+        model.__class__ = _applied_class(original)  # type: ignore[arg-type, assignment]
     return model
 
 
@@ -128,6 +131,9 @@ def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_STATE].run(self, args, kwargs)
 
+    # Whoever unwraps a forward method, as accelerate does, has to stop here.
+    del forward.__wrapped__
+    forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
     # The name is part of what save_pretrained writes.
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
     return type(original.__name__, (original,), {"forward": forward, **names})
@@ -147,9 +153,13 @@ def _as_it_was(model: nn.Module, original: type[nn.Module]) -> Iterator[None]:
 
 
 def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
-    """Tell the kinds of input apart: everything but the batch size, of which only equality counts."""
+    """Tell models and kinds of input apart: submodules and their modes, everything but the batch size.
+
+    Of the batch size only equality counts.
+    """
     sizes: dict[int, int] = {}
-    return (model.training, tuple((name, _kind(name, value, sizes)) for name, value in inputs.items()))
+    modules = tuple((id(module), module.training) for module in model.modules())
+    return modules, tuple((name, _kind(name, value, sizes)) for name, value in inputs.items())
 
 
 def _kind(name: str, value: Any, sizes: dict[int, int]) -> Hashable:

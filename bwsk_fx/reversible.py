@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import RegionError
 from bwsk_fx.planning.plan import PlanOptions
 from bwsk_fx.planning.program import Program, build_program
-from bwsk_fx.signature import Settings, structure_of
+from bwsk_fx.signature import Settings, frozen, structure_of
 
 
 class Programs(dict[Hashable, Program]):
@@ -34,6 +35,7 @@ class ReversibleRegion(nn.Module):
     Attributes:
         subgraph: The torch-level graph of the region. It shares its leaf modules with the model and is not a
             submodule of the region, so that no parameter is registered twice.
+        attributes: How many of its last inputs are parameters and buffers that it reads by themselves.
         options: Budget and faith of the plan.
         program: The program of the latest training step; None before the first.
     """
@@ -41,9 +43,12 @@ class ReversibleRegion(nn.Module):
     subgraph: fx.GraphModule
     program: Program | None
 
-    def __init__(self, name: str, subgraph: fx.GraphModule, options: PlanOptions, programs: Programs) -> None:
+    def __init__(
+        self, name: str, subgraph: fx.GraphModule, attributes: int, options: PlanOptions, programs: Programs
+    ) -> None:
         super().__init__()
         self.name = name
+        self.attributes = attributes
         self.options = options
         self.program = None
         # Past nn.Module's own __setattr__, which would register it.
@@ -59,23 +64,23 @@ class ReversibleRegion(nn.Module):
             RegionError: A `torch.func` transform is active, or a module of the region carries hooks.
             PlanError: The region cannot be planned for these inputs.
         """
-        weights = dict(self._weights())
-        primals = (*(arg for arg in args if isinstance(arg, Tensor)), *weights.values())
-        if not (torch.is_grad_enabled() and any(primal.requires_grad for primal in primals)):
+        inputs = self._inputs(args)
+        if not (torch.is_grad_enabled() and any(primal.requires_grad for primal in inputs.primals)):
             return self.subgraph(*args)
         self._require_usable()
-        self.program = self._program(args, weights, primals)
-        outputs = _RegionFunction.apply(self.program, self.name, *primals)
+        self.program = self._program(inputs)
+        outputs = _RegionFunction.apply(self.program, self.name, *inputs.primals)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def extra_repr(self) -> str:
         """Name the region and its size."""
         return f"{self.name}, {len(self.subgraph.graph.nodes)} nodes, {self.options}"
 
-    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+    def _inputs(self, args: tuple[Any, ...]) -> _Inputs:
         """Look parameters and buffers up anew: `to`, `load_state_dict(assign=True)` and the like replace them."""
-        yield from self.subgraph.named_parameters()
-        yield from self.subgraph.named_buffers()
+        dynamic = len(args) - self.attributes
+        weights = tuple(self._settings.tensors())
+        return _Inputs.of(args[:dynamic], [*args[dynamic:], *(tensor for _, tensor in weights)], [*dict(weights)])
 
     def _require_usable(self) -> None:
         if private.inside_function_transform():
@@ -89,35 +94,79 @@ class ReversibleRegion(nn.Module):
                 "run; remove them, or keep the module out of regions"
             )
 
-    def _program(self, args: tuple[Any, ...], weights: dict[str, Tensor], primals: tuple[Tensor, ...]) -> Program:
-        scalars = tuple(arg if not isinstance(arg, Tensor) else None for arg in args)
+    def _program(self, inputs: _Inputs) -> Program:
         key = (
             self._structure,
             self._settings.current(),
             self.options,
-            scalars,
-            tuple(map(_kind, primals)),
-            _ambient_state(primals[0].device.type),
+            inputs.kind(),
+            _ambient_state(inputs.primals[0].device.type),
         )
         if key not in self._programs:
-            self._programs[key] = self._build(args, weights, primals)
+            self._programs[key] = self._build(inputs)
         return self._programs[key]
 
-    def _build(self, args: tuple[Any, ...], weights: dict[str, Tensor], primals: tuple[Tensor, ...]) -> Program:
-        dynamic = len(primals) - len(weights)
-
+    def _build(self, inputs: _Inputs) -> Program:
         def region(*traced: Tensor) -> tuple[Tensor, ...]:
-            tensors = iter(traced[:dynamic])
-            operands = [next(tensors) if isinstance(arg, Tensor) else arg for arg in args]
-            swapped = private.swapped_parameters(self.subgraph, dict(zip(weights, traced[dynamic:], strict=True)))
+            operands, weights = inputs.replaced_by(traced)
             # Node by node, so that what is traced remembers the node and the user's line that it comes from.
-            with swapped, fx.traceback.preserve_node_meta():
+            with private.swapped_parameters(self.subgraph, weights), fx.traceback.preserve_node_meta():
                 return fx.Interpreter(self.subgraph, garbage_collect_values=False).run(*operands)
 
-        placeholders = self.subgraph.graph.find_nodes(op="placeholder")
-        names = [node.name for node, arg in zip(placeholders, args, strict=True) if isinstance(arg, Tensor)]
-        inputs = dict(zip((*names, *weights), primals, strict=True))
-        return build_program(region, inputs, range(dynamic, len(primals)), self.options, self.name)
+        names = [node.name for node in self.subgraph.graph.find_nodes(op="placeholder")]
+        static = range(len(inputs.primals) - len(inputs.static), len(inputs.primals))
+        return build_program(region, inputs.named(names), static, self.options, self.name)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a region is called with, sorted.
+
+    Attributes:
+        args: Tensors and numbers that depend on the model's inputs.
+        static: Parameters and buffers, each once.
+        places: Where in `static` each attribute is, then each weight of a leaf module; tied ones share a place.
+        weights: The names of those weights.
+    """
+
+    args: tuple[Any, ...]
+    static: tuple[Tensor, ...]
+    places: tuple[int, ...]
+    weights: tuple[str, ...]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], static: Sequence[Tensor], weights: Sequence[str]) -> _Inputs:
+        """Sort inputs and the tensors of attributes and weights, tied ones included."""
+        distinct = {id(tensor): tensor for tensor in static}
+        order = {key: place for place, key in enumerate(distinct)}
+        places = tuple(order[id(tensor)] for tensor in static)
+        return cls(args, tuple(distinct.values()), places, tuple(weights))
+
+    @property
+    def primals(self) -> tuple[Tensor, ...]:
+        """The tensors among `args`, then `static`."""
+        return (*(arg for arg in self.args if isinstance(arg, Tensor)), *self.static)
+
+    def kind(self) -> Hashable:
+        """Return everything about the inputs that a program depends on."""
+        numbers = tuple(None if isinstance(arg, Tensor) else frozen(arg) for arg in self.args)
+        return numbers, tuple(map(_kind, self.primals)), self.places
+
+    def named(self, placeholders: Sequence[str]) -> dict[str, Tensor]:
+        """Name the primals after placeholders and weights; tied ones after the first."""
+        names = [name for name, arg in zip(placeholders, self.args, strict=False) if isinstance(arg, Tensor)]
+        own = (*placeholders[len(self.args) :], *self.weights)
+        names += [own[self.places.index(place)] for place in range(len(self.static))]
+        return dict(zip(names, self.primals, strict=True))
+
+    def replaced_by(self, primals: Iterable[Tensor]) -> tuple[list[Any], dict[str, Tensor]]:
+        """Return a call's arguments and the weights by name, with `primals` in place of the tensors."""
+        remaining = iter(primals)
+        args = [next(remaining) if isinstance(arg, Tensor) else arg for arg in self.args]
+        static = tuple(remaining)
+        given = [static[place] for place in self.places]
+        attributes = len(given) - len(self.weights)
+        return args + given[:attributes], dict(zip(self.weights, given[attributes:], strict=True))
 
 
 class _RegionFunction(torch.autograd.Function):
@@ -128,13 +177,14 @@ class _RegionFunction(torch.autograd.Function):
         with private.without_autocast():
             outputs, kept = program.forward(*primals)
         ctx.program, ctx.name = program, name
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, *(primals[index] for index in program.static))
         flags = zip(outputs, program.differentiable, strict=True)
         ctx.mark_non_differentiable(*(output for output, differentiable in flags if not differentiable))
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RegionError(
                 f"region {ctx.name}: reversible regions have no second derivative; call backward() and autograd.grad() "
@@ -144,18 +194,15 @@ class _RegionFunction(torch.autograd.Function):
         residuals = list(ctx.saved_tensors)
         # The list is now the only owner, and the backward module empties it as it goes.
         private.release_saved_tensors(ctx)
-        tangents = (gradient for gradient, wanted in zip(gradients, program.differentiable, strict=True) if wanted)
-        residuals += map(_with_strides, tangents, program.tangent_strides)
+        tangents = [gradient for gradient, wanted in zip(gradients, program.differentiable, strict=True) if wanted]
+        present = {place for place, tangent in enumerate(tangents) if tangent is not None}
+        residuals += (layout.applied_to(tangent) for layout, tangent in zip(program.tangents, tangents, strict=True))
         del gradients, tangents
         with private.without_autocast():
-            return None, None, *program.backward(residuals)
-
-
-def _with_strides(tangent: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Lay a gradient out as the backward module was traced: its views depend on it."""
-    if tangent.stride() == strides:
-        return tangent
-    return tangent.new_empty_strided(tangent.shape, strides).copy_(tangent)
+            found = program.backward(residuals)
+        # Eager execution leaves a parameter alone that no used output depends on; optimizers tell None from zero.
+        reads = zip(found, program.reads, strict=True)
+        return None, None, *(None if read and read.isdisjoint(present) else gradient for gradient, read in reads)
 
 
 def _kind(tensor: Tensor) -> Hashable:

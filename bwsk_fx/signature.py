@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import enum
-import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, types.FunctionType)
-_PLAIN += (types.BuiltinFunctionType,)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Parameters, buffers, children and hooks; everything else that a module holds may decide what it computes.
+_OWN = frozenset(vars(nn.Module())) - {"training"}
 
 
 def structure_of(subgraph: fx.GraphModule) -> Hashable:
     """Return what a subgraph computes, without the names of its nodes and modules.
 
-    Leaf modules count by class and by the order in which they first run. Their settings are not part of it, see
+    Leaf modules count by the order in which they first run. Their classes and settings are not part of it, see
     `Settings`.
     """
     order: dict[fx.Node, int] = {}
     targets: dict[str, int] = {}
     rows = []
     for node in subgraph.graph.nodes:
-        rows.append((node.op, _target(node, subgraph, targets), _arguments(node, order)))
+        rows.append((node.op, _target(node, targets), _arguments(node, order)))
         order[node] = len(order)
     return tuple(rows)
 
@@ -37,42 +37,48 @@ class Settings:
     """The leaf modules of a subgraph, and which of their attributes decide what they compute.
 
     Attributes:
-        modules: (path, module), in order of first use.
-        names: Per module, its attributes with plain values.
-        identities: The modules that have other attributes too: nothing shows that two of them are equal.
+        leaves: (path, module), in order of first use.
     """
 
-    modules: tuple[tuple[str, nn.Module], ...]
-    names: tuple[tuple[str, ...], ...]
-    identities: tuple[int, ...]
+    leaves: tuple[tuple[str, nn.Module], ...]
 
     @classmethod
     def of(cls, subgraph: fx.GraphModule) -> Settings:
-        """Read the leaf modules of a subgraph."""
-        paths = dict.fromkeys(node.target for node in subgraph.graph.nodes if node.op == "call_module")
-        modules = tuple((path, subgraph.get_submodule(path)) for path in paths)
-        names = tuple(_plain_attributes(module) for _, module in modules)
-        identities = tuple(id(module) for _, module in modules if not _is_plain(module))
-        return cls(modules, names, identities)
+        """Find the leaf modules of a subgraph."""
+        paths = dict.fromkeys(str(node.target) for node in subgraph.graph.nodes if node.op == "call_module")
+        return cls(tuple((path, subgraph.get_submodule(path)) for path in paths))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters and buffers as they are now, in order of first use, tied ones under every name."""
+        for path, module in self.leaves:
+            yield from module.named_parameters(path, remove_duplicate=False)
+            yield from module.named_buffers(path, remove_duplicate=False)
 
     def current(self) -> Hashable:
-        """Return the settings as they are now, train and eval mode included."""
-        values = (
-            tuple(module.__dict__[name] for name in names)
-            for (_, module), names in zip(self.modules, self.names, strict=True)
-        )
-        return tuple(values), self.identities
+        """Return classes and settings as they are now, train and eval mode included."""
+        return tuple(_settings_of(module) for _, leaf in self.leaves for module in leaf.modules())
 
     def hooked_module(self) -> str | None:
         """Return the path of a module with hooks, which a fused region would not run."""
-        return next((path for path, module in self.modules if any(getattr(module, hooks) for hooks in _HOOKS)), None)
+        modules = (found for path, leaf in self.leaves for found in leaf.named_modules(prefix=path))
+        return next((path for path, module in modules if any(getattr(module, hooks) for hooks in _HOOKS)), None)
 
 
-def _target(node: fx.Node, subgraph: fx.GraphModule, targets: dict[str, int]) -> Hashable:
-    if node.op == "call_module":
-        index = targets.setdefault(str(node.target), len(targets))
-        return index, type(subgraph.get_submodule(str(node.target)))
-    if node.op == "get_attr":
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that equals itself alone, kept alive so that no other takes its place."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _target(node: fx.Node, targets: dict[str, int]) -> Hashable:
+    if node.op in ("call_module", "get_attr"):
         return targets.setdefault(str(node.target), len(targets))
     return None if node.op == "placeholder" else node.target
 
@@ -80,29 +86,27 @@ def _target(node: fx.Node, subgraph: fx.GraphModule, targets: dict[str, int]) ->
 def _arguments(node: fx.Node, order: dict[fx.Node, int]) -> Hashable:
     leaves, spec = pytree.tree_flatten((node.args, dict(node.kwargs)))
     # The type tells a node's number from a constant of the same value.
-    return str(spec), tuple(("node", order[leaf]) if isinstance(leaf, fx.Node) else _constant(leaf) for leaf in leaves)
+    return str(spec), tuple(("node", order[leaf]) if isinstance(leaf, fx.Node) else frozen(leaf) for leaf in leaves)
 
 
-def _constant(leaf: Any) -> Hashable:
-    if isinstance(leaf, slice):
-        return "slice", repr(leaf)
-    return type(leaf), leaf if isinstance(leaf, Hashable) else id(leaf)
+def _settings_of(module: nn.Module) -> Hashable:
+    attributes = tuple((name, frozen(value)) for name, value in vars(module).items() if name not in _OWN)
+    return type(module), tuple(module._modules), tuple(module._parameters), tuple(module._buffers), attributes
 
 
-def _plain_attributes(module: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, value in module.__dict__.items() if _is_setting(name) and _is_plain_value(value))
+def frozen(value: Any) -> Hashable:
+    """Return a stand-in that equals another one only where nothing can tell the values apart.
 
-
-def _is_plain(module: nn.Module) -> bool:
-    return all(_is_plain_value(value) for name, value in module.__dict__.items() if _is_setting(name))
-
-
-def _is_setting(name: str) -> bool:
-    # Names with an underscore are nn.Module's own dictionaries, or private to the module's class and read anew.
-    return not name.startswith("_")
-
-
-def _is_plain_value(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain_value, value))
-    return isinstance(value, _PLAIN)
+    Containers compare by content, objects that are not plain by identity.
+    """
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, slice):
+        return slice, frozen((value.start, value.stop, value.step))
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(frozen, value))
+    if isinstance(value, Mapping):
+        return type(value), tuple((frozen(key), frozen(entry)) for key, entry in value.items())
+    if isinstance(value, Set):
+        return type(value), frozenset(map(frozen, value))
+    return _Same(value)

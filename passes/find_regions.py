@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import ClassVar, TypeGuard
 
 import networkx as nx
@@ -97,7 +98,8 @@ def _floats(node: fx.Node) -> bool:
 
 
 def _can_join(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    if not isinstance(node.meta.get("val"), torch.Tensor) and not _is_tuple_of_tensors(node):
+    values = [node, *(operand for operand in node.all_input_nodes if not _floats(operand))]
+    if not all(isinstance(value.meta.get("val"), torch.Tensor) or _is_tuple_of_tensors(value) for value in values):
         return False
     return node.op != "call_module" or not _updates_state(graph_module.get_submodule(str(node.target)))
 
@@ -113,13 +115,16 @@ def _updates_state(module: nn.Module) -> bool:
 
 
 def _connected(members: Sequence[fx.Node]) -> list[list[fx.Node]]:
-    """Split an interval into its weakly connected parts, in execution order."""
+    """Split an interval into weakly connected parts, each an interval itself: random operators keep their order."""
     inside = set(members)
     edges = nx.Graph()
     edges.add_nodes_from(members)
     edges.add_edges_from((operand, node) for node in members for operand in node.all_input_nodes if operand in inside)
-    parts = [set(part) for part in nx.connected_components(edges)]
-    return [[node for node in members if node in part] for part in parts]
+    part_of = {node: index for index, part in enumerate(nx.connected_components(edges)) for node in part}
+    runs = [list(run) for _, run in groupby(members, key=part_of.__getitem__)]
+    if len(runs) == len(set(part_of.values())):
+        return runs
+    return [part for run in runs for part in _connected(run)]
 
 
 def _unused(key: str, names: set[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import fx, nn
 
 from bwsk_fx.errors import RegionError
@@ -86,7 +87,9 @@ class _Fusion:
     def _add_region(self, name: str) -> None:
         inputs, outputs = _boundary(self._regions[name])
         subgraph = _subgraph(self._original, self._regions[name], inputs, outputs)
-        self._container.add_module(name, ReversibleRegion(name, subgraph, self._options, self._programs))
+        attributes = sum(map(_is_attribute, inputs))
+        region = ReversibleRegion(name, subgraph, attributes, self._options, self._programs)
+        self._container.add_module(name, region)
         call = self._graph.call_module(f"{CONTAINER}.{name}", tuple(self._at[node] for node in inputs))
         call.meta = {"val": tuple(node.meta["val"] for node in outputs), REGION: name, "nn_module_stack": {}}
         for index, node in enumerate(outputs):
@@ -101,12 +104,17 @@ class _Fusion:
 
 
 def _boundary(members: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Return what members read from outside, attributes excepted, and which of them are read outside."""
+    """Return what members read from outside, attributes last, and which of them are read outside."""
     inside = set(members)
     operands = dict.fromkeys(operand for node in members for operand in node.all_input_nodes)
-    inputs = [operand for operand in operands if operand not in inside and operand.op != "get_attr"]
+    inputs = sorted((operand for operand in operands if operand not in inside), key=_is_attribute)
     outputs = [node for node in members if any(user not in inside for user in node.users)]
     return inputs, outputs
+
+
+def _is_attribute(node: fx.Node) -> bool:
+    """Whether the node reads a parameter or buffer, which a region takes as an input: it may be replaced later."""
+    return node.op == "get_attr" and isinstance(node.meta["val"], torch.Tensor)
 
 
 def _subgraph(
@@ -118,15 +126,8 @@ def _subgraph(
         at[node] = graph.placeholder(node.name)
         at[node].meta = dict(node.meta)
 
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in at:
-            at[node] = graph.node_copy(node, copied)
-        return at[node]
-
     for node in members:
-        for operand in node.all_input_nodes:
-            copied(operand)
-        copied(node)
+        at[node] = graph.node_copy(node, at.__getitem__)
     graph.output(tuple(at[node] for node in outputs))
     return fx.GraphModule(original, graph, class_name="Region")
 
@@ -141,7 +142,8 @@ def fuse_regions(
         budget: Extra time that plans may spend on running matrix products, convolutions and attention again, as a
             fraction of the conventional step. 0.0 runs none of them twice.
         faith: `rounded` (gradient error against float64 at most 1.5 times eager's own), or `exact` for gradients
-            that are bit-identical to eager's.
+            that are bit-identical to eager's. One difference is left: where a weight is used twice under autocast,
+            eager adds its gradients in half precision and a region in full.
         granularity: `block`, `s-run` or `whole`, see `FindRegions`. `s-run` labels the graph with the sound rules
             where it is not labelled yet.
 

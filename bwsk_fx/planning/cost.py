@@ -15,27 +15,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import flop_registry
 
 from bwsk_fx.planning.joint import nbytes
+from bwsk_fx.planning.views import is_view
 
 _HALVES = (torch.bfloat16, torch.float16)
-_VIEWS = frozenset(
-    getattr(torch.ops.aten, name)
-    for name in [
-        "view",
-        "_unsafe_view",
-        "t",
-        "transpose",
-        "permute",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "detach",
-        "alias",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -70,11 +52,6 @@ def is_intensive(node: fx.Node) -> bool:
     """Whether the node is a matrix product, a convolution or attention: work that grows faster than its bytes."""
     packet = getattr(node.target, "overloadpacket", None)
     return packet in flop_registry or "scaled_dot_product" in str(packet)
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether the node moves no data."""
-    return getattr(node.target, "overloadpacket", None) in _VIEWS
 
 
 def node_seconds(node: fx.Node, profile: DeviceProfile) -> float:

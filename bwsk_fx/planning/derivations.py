@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import fx
 
-from bwsk_fx.planning.cost import DeviceProfile, is_intensive, is_view, node_seconds, pointwise_seconds
-from bwsk_fx.planning.joint import JointGraph, is_constant, is_multi_output, is_random, nbytes
+from bwsk_fx.planning.cost import DeviceProfile, is_intensive, node_seconds, pointwise_seconds
+from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
+from bwsk_fx.planning.views import is_view
 
 # Importing a family fills the registry of inverses.
 from bwsk_fx.rules import elementwise, normalization, random, shape  # noqa: F401
@@ -91,7 +93,7 @@ def derive(joint: JointGraph, profile: DeviceProfile, *, exact: bool) -> Hypergr
 
 def keepable(node: fx.Node) -> bool:
     """Whether a value can be saved for the backward pass as a tensor of its own."""
-    return nbytes(node) > 0 and not is_multi_output(node)
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _can_recompute(node: fx.Node) -> bool:

@@ -12,8 +12,11 @@ from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
+from bwsk_fx.planning.simplify import drop_no_ops
 
 aten = torch.ops.aten
+# Tells a random call from its likes while common subexpressions are merged.
+_OCCURRENCE = "occurrence"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ class JointGraph:
         used |= {gradient for gradient in self.gradients if gradient is not None}
         return [node for node in self.graph.nodes if node in used and node not in self.backward]
 
+    def tangents_read(self) -> tuple[frozenset[int], ...]:
+        """Return, per gradient, the places of the tangents that it depends on."""
+        reached = [_depending_on(self.graph, [tangent]) for tangent in self.tangents]
+        return tuple(
+            frozenset(place for place, nodes in enumerate(reached) if gradient in nodes) for gradient in self.gradients
+        )
+
     def forward_nodes(self) -> list[fx.Node]:
         """Return the calls that do not depend on a tangent, in graph order."""
         return [node for node in self.graph.nodes if node.op == "call_function" and node not in self.backward]
@@ -71,9 +81,8 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     Raises:
         PlanError: The graph holds something other than ATen calls.
     """
-    _drop_copies(joint.graph)
-    joint.graph.eliminate_dead_code()
-    graph = private.merge_common_subexpressions(joint.graph)
+    drop_no_ops(joint.graph)
+    graph = _merge_equal_calls(joint.graph)
     placeholders = graph.find_nodes(op="placeholder")
     primals = tuple(node for node in placeholders if "tangents" not in str(node.target))
     tangents = tuple(node for node in placeholders if "tangents" in str(node.target))
@@ -81,12 +90,14 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     outputs = pytree.tree_leaves(graph.output_node().args[0], is_leaf=lambda leaf: leaf is None)
     static_primals = frozenset(primals[index] for index in static_primal_indices)
     dynamic_primals = [node for node in primals if node not in static_primals]
+    forward_outputs = tuple(map(_unwrapped, outputs[:num_forward_outputs]))
+    _share_versions(graph)
     backward = _depending_on(graph, tangents)
     return JointGraph(
         graph,
         primals,
         tangents,
-        tuple(map(_unwrapped, outputs[:num_forward_outputs])),
+        forward_outputs,
         tuple(outputs[num_forward_outputs:]),
         static_primals,
         frozenset(backward),
@@ -150,12 +161,23 @@ def _require_aten(graph: fx.Graph) -> None:
             )
 
 
-def _drop_copies(graph: fx.Graph) -> None:
-    """Let users of a plain copy read the original: nothing in a joint graph writes into a tensor."""
-    for node in graph.find_nodes(op="call_function", target=aten.clone.default):
-        copy, original = node.meta["val"], node.args[0].meta["val"]
-        if copy.stride() == original.stride():
-            node.replace_all_uses_with(node.args[0])
+def _merge_equal_calls(graph: fx.Graph) -> fx.Graph:
+    """Return a copy with common subexpressions merged; random calls stay apart, whatever they are called."""
+    for index, node in enumerate(filter(is_random, graph.nodes)):
+        node.update_kwarg(_OCCURRENCE, index)
+    merged = private.merge_common_subexpressions(graph)
+    for node in merged.nodes:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != _OCCURRENCE}
+    return merged
+
+
+def _share_versions(graph: fx.Graph) -> None:
+    """Turn `_unsafe_view`, whose result does not show that it is written into, into an ordinary view.
+
+    Otherwise a caller that writes into a region's output could change a saved tensor unnoticed.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten._unsafe_view.default):
+        node.target = aten.view.default
 
 
 def _unwrapped(output: fx.Node | None) -> fx.Node | None:

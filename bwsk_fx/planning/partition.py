@@ -7,6 +7,7 @@ as possible, once, and frees each after its last use.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ import torch
 from torch import fx
 
 from bwsk_fx.errors import PlanError
-from bwsk_fx.planning.cost import is_view
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
 from bwsk_fx.planning.solve import Solution
+from bwsk_fx.planning.views import is_view
 
 aten = torch.ops.aten
 
@@ -64,7 +65,7 @@ def _write_forward(joint: JointGraph, kept: Sequence[fx.Node]) -> fx.Graph:
     for node in joint.graph.nodes:
         if node in joint.primals or (node in wanted and node.op == "call_function"):
             at[node] = graph.node_copy(node, at.__getitem__)
-    saved = tuple(_own_storage(graph, node, at[node]) for node in kept)
+    saved = tuple(_own_storage(graph, node, at[node], kept) for node in kept)
     graph.output((_distinct(graph, [output and at[output] for output in joint.forward_outputs]), saved))
     return graph
 
@@ -80,12 +81,18 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _own_storage(graph: fx.Graph, node: fx.Node, copied: fx.Node) -> fx.Node:
-    """Copy a kept view of something larger, which would keep all of the larger tensor alive."""
-    base = node
-    while is_view(base):
-        base = base.all_input_nodes[0]
-    return graph.call_function(aten.clone.default, (copied,)) if nbytes(base) > nbytes(node) else copied
+def _own_storage(graph: fx.Graph, node: fx.Node, copied: fx.Node, kept: Sequence[fx.Node]) -> fx.Node:
+    """Copy a kept view of something of which not all is kept, which would keep all of it alive."""
+    base = _base_of(node)
+    wanted = sum(nbytes(other) for other in kept if _base_of(other) is base)
+    return graph.call_function(aten.clone.default, (copied,)) if nbytes(base) > wanted else copied
+
+
+def _base_of(node: fx.Node) -> fx.Node:
+    """Return what a view is a view of, parts of a split included."""
+    while is_view(node) or (node.target is operator.getitem and is_view(node.all_input_nodes[0])):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _distinct(graph: fx.Graph, outputs: Sequence[fx.Node | None]) -> tuple[fx.Node | None, ...]:

@@ -48,7 +48,7 @@ class PlannedValue:
         name: Its node in the region's joint graph.
         node: The torch-level node that it is part of, or the region's input.
         action: `keep`, `recompute` or `invert`.
-        rule: The operator that is run again, or the rule that rebuilds the value; for kept values, who needs them.
+        rule: The operator that is run again, or the rule that rebuilds the value; for a kept value, what needs it.
         sources: The values it is derived from; none for kept ones.
         operator: What computed it in the forward pass.
         shape: Its sizes.
@@ -126,7 +126,7 @@ def _readers(node: fx.Node, joint: JointGraph, hypergraph: Hypergraph, solution:
 
 
 def _kept(node: fx.Node, readers: Iterable[str]) -> PlannedValue:
-    return _row(node, "keep", f"for {', '.join(readers)}", ())
+    return _row(node, "keep", ", ".join(readers), ())
 
 
 def _derived(one: Derivation) -> PlannedValue:
@@ -160,7 +160,7 @@ def _operator(node: fx.Node) -> str:
         return "input"
     packet = getattr(node.target, "overloadpacket", None)
     if packet is not None:
-        return str(packet).removeprefix("aten.")
+        return str(packet).removeprefix("aten.").lstrip("_")
     if node.args and isinstance(node.args[0], fx.Node) and "getitem" in str(node.target):
         return f"{_operator(node.args[0])}[{node.args[1]}]"
     return str(getattr(node.target, "__name__", node.target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from bwsk_fx.planning.cost import profile_of
@@ -13,6 +14,28 @@ from bwsk_fx.planning.partition import partition
 from bwsk_fx.planning.plan import Plan, PlanOptions, describe
 from bwsk_fx.planning.solve import solve
 from bwsk_fx.planning.trace import Outputs, trace
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes, strides, dtype and device with which a gradient enters a backward module."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Layout:
+        """Read the layout of a tensor."""
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+    def applied_to(self, gradient: Tensor | None) -> Tensor:
+        """Lay a gradient out as the backward module was traced, whose views depend on it; none is zero."""
+        if gradient is not None and gradient.stride() == self.strides:
+            return gradient
+        result = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        return result.zero_() if gradient is None else result.copy_(gradient)
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,8 @@ class Program:
             primal.
         static: Indices of the static primals that the backward module reads.
         differentiable: Per output, whether it has a gradient.
-        tangent_strides: Per differentiable output, the strides that the backward module was traced with.
+        tangents: Per differentiable output, how its gradient looks.
+        reads: Per primal, which of those gradients its own gradient depends on.
         plan: What is kept, recomputed and inverted.
     """
 
@@ -33,7 +57,8 @@ class Program:
     backward: fx.GraphModule
     static: tuple[int, ...]
     differentiable: tuple[bool, ...]
-    tangent_strides: tuple[tuple[int, ...], ...]
+    tangents: tuple[Layout, ...]
+    reads: tuple[frozenset[int], ...]
     plan: Plan
 
 
@@ -61,6 +86,8 @@ def build_program(
     hypergraph = derive(joint, profile, exact=options.faith == "exact")
     solution = solve(joint, hypergraph, profile, options.budget)
     parts = partition(joint, hypergraph, solution)
-    strides = tuple(tangent.meta["val"].stride() for tangent in joint.tangents)
+    tangents = tuple(Layout.of(tangent.meta["val"]) for tangent in joint.tangents)
     plan = describe(joint, hypergraph, solution)
-    return Program(parts.forward, parts.backward, parts.static, traced.differentiable, strides, plan)
+    return Program(
+        parts.forward, parts.backward, parts.static, traced.differentiable, tangents, joint.tangents_read(), plan
+    )

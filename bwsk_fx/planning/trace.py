@@ -52,7 +52,8 @@ def trace(function: Callable[..., Outputs], inputs: Mapping[str, Tensor], static
     try:
         joint = private.trace_joint(wrapped, leaves, _decompositions(leaves))
     except Exception as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        # PyTorch may append pages of its own state to the first sentence.
+        cause = str(error).strip().split("\n")[0].split(". ")[0] or "no message"
         raise PlanError(
             f"region {region} cannot be traced with its backward pass ({type(error).__name__}: {cause}); leave it out "
             "with granularity='s-run', or keep modules that write into buffers or inputs out of the model's blocks"
@@ -83,8 +84,16 @@ def cpu_dropout(operand: Tensor, p: float, train: bool | None) -> tuple[Tensor, 
     if p == 1.0:
         zeros = torch.zeros_like(operand)
         return operand * zeros, zeros.bool()
-    drawn = aten.bernoulli.p(torch.empty_like(operand), 1.0 - p)
+    drawn = _bernoulli(torch.empty_like(operand), 1.0 - p)
     return operand * drawn.div(1.0 - p), drawn.bool()
+
+
+def _bernoulli(like: Tensor, p: float) -> Tensor:
+    """Draw in the order in which `like` lies in memory, as its own in-place `bernoulli_` does."""
+    if like.is_contiguous():
+        return aten.bernoulli.p(like, p)
+    order = sorted(range(like.dim()), key=like.stride, reverse=True)
+    return aten.bernoulli.p(like.permute(order), p).permute([order.index(dim) for dim in range(like.dim())])
 
 
 def cpu_dropout_backward(gradient: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -53,15 +54,19 @@ class SavedReport:
         return {"kept_bytes": self.kept_bytes, **asdict(self)}
 
     def __rich__(self) -> Table:
-        """Return a table; regions that follow one plan share their rows."""
+        """Return a table; neighbours that follow one plan share their rows."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=f"kept for the backward pass: {_size(self.kept_bytes)}", title_justify="left")
-        for heading in ("region", "node", "operator", "shape", "dtype", "size", "source", "why"):
+        title = f"kept for the backward pass: {_size(self.kept_bytes)}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for heading in ("node", "operator", "shape", "dtype", "size", "source", "needed by"):
             table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
-        for names, plan in _shared(self.regions):
-            for index, value in enumerate(plan.kept):
-                table.add_row(names if index == 0 else "", *_cells(value), end_section=index == len(plan.kept) - 1)
+        for name, count, plan in _shared(self.regions):
+            times = f" × {count}" if count > 1 else ""
+            table.add_row(f"[b]{name}[/b]{times}", "", "", "", f"[b]{_size(plan.kept_bytes)}[/b]{times}")
+            for value in plan.kept:
+                table.add_row(*_cells(value, name))
         return table
 
     def __str__(self) -> str:
@@ -90,19 +95,20 @@ def explain_saved(model: nn.Module) -> SavedReport:
     return SavedReport(plans)
 
 
-def _shared(regions: Sequence[RegionPlan]) -> Iterator[tuple[str, Plan]]:
-    """Group neighbours that follow the very same plan."""
+def _shared(regions: Sequence[RegionPlan]) -> Iterator[tuple[str, int, Plan]]:
+    """Group neighbours that follow the very same plan: the first one's name, their number, the plan."""
     for _, group in groupby(regions, key=lambda entry: id(entry.plan)):
         members = list(group)
-        first, last = members[0], members[-1]
-        yield first.region if first is last else f"{first.region} … {last.region} ({len(members)}×)", first.plan
+        yield members[0].region, len(members), members[0].plan
 
 
-def _cells(value: PlannedValue) -> tuple[str, ...]:
+def _cells(value: PlannedValue, region: str) -> tuple[str, ...]:
     shape = "×".join(map(str, value.shape)) or "scalar"
-    source = "/".join(value.source.rsplit("/", 1)[-1:])
-    return value.node, value.operator, shape, value.dtype, _size(value.bytes), source, value.rule
+    node = value.node.removeprefix(f"{region}_")
+    return f"  {node}", value.operator, shape, value.dtype, _size(value.bytes), Path(value.source).name, value.rule
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**20:.2f} MiB" if count >= 2**17 else f"{count / 2**10:.2f} KiB"
+    if count < 2**10:
+        return f"{count} B"
+    return f"{count / 2**20:.2f} MiB" if count >= 2**17 else f"{count / 2**10:.1f} KiB"

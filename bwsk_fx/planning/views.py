@@ -1,0 +1,15 @@
+"""Which ATen operators move no data."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+_NAMES = ("view", "_unsafe_view", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "detach", "alias")
+_NAMES += ("slice", "select", "split", "split_with_sizes")
+_VIEWS = frozenset(getattr(torch.ops.aten, name) for name in _NAMES)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node's results share the memory of its operand."""
+    return getattr(node.target, "overloadpacket", None) in _VIEWS
