@@ -219,7 +219,7 @@ def test_losses():
 
 
 def test_two_rules_for_one_target_are_refused():
-    with pytest.raises(RuleError, match="already has the axis rule 'affine.linear_axes'"):
+    with pytest.raises(RuleError, match=r"already has the axis rule 'affine\.linear_axes'"):
         axis_rule(nn.Linear)(no_rule)
 
 
