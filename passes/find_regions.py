@@ -128,8 +128,8 @@ def _connected(members: Sequence[fx.Node]) -> list[list[fx.Node]]:
 
 
 def _unused(key: str, names: set[str]) -> str:
-    base = key.replace(".", "_")
-    name, count = base if "segment" not in base and "s_run" not in base else f"{base}_0", 0
+    base, count = key.replace(".", "_"), 0
+    name = f"{base}_0" if key in ("segment", "s_run") else base
     while name in names:
         count += 1
         name = f"{base}_{count}"

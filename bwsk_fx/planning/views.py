@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-_NAMES = ("view", "_unsafe_view", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "detach", "alias")
+_NAMES: tuple[str, ...] = (
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "detach",
+    "alias",
+)
 _NAMES += ("slice", "select", "split", "split_with_sizes")
 _VIEWS = frozenset(getattr(torch.ops.aten, name) for name in _NAMES)
 

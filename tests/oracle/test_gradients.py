@@ -31,12 +31,22 @@ def _total(errors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def pair(make_vit, make_images):
-    model = make_vit(num_hidden_layers=3)
+    model = make_vit()
     return model, bwsk_fx.capture(model, make_images())
 
 
-@pytest.mark.parametrize("dtype", [None, BF16, FP16])
-@pytest.mark.parametrize(("granularity", "budget"), [("block", 0.0), ("block", 0.25), ("s-run", 0.0), ("whole", 0.0)])
+@pytest.mark.parametrize(
+    ("dtype", "granularity", "budget"),
+    [
+        (None, "block", 0.0),
+        (BF16, "block", 0.0),
+        (FP16, "block", 0.25),
+        (BF16, "block", 0.25),
+        (BF16, "s-run", 0.0),
+        (None, "whole", 0.0),
+        (FP16, "whole", 0.0),
+    ],
+)
 def test_rounded(pair, make_images, gradients, in_float64, squared_errors, dtype, granularity, budget):
     model, graph = pair
     fused = bwsk_fx.fuse_regions(graph, budget, granularity=granularity)
@@ -52,7 +62,7 @@ def test_rounded(pair, make_images, gradients, in_float64, squared_errors, dtype
     assert {name: ratio for name, ratio in ratios.items() if ratio > BOUND} == {}
 
 
-@pytest.mark.parametrize("dtype", [None, BF16, FP16])
+@pytest.mark.parametrize("dtype", [None, BF16])
 def test_exact(pair, make_images, gradients, dtype):
     model, graph = pair
     fused = bwsk_fx.fuse_regions(graph, 0.25, faith="exact")
@@ -63,8 +73,7 @@ def test_exact(pair, make_images, gradients, dtype):
         assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
-@pytest.mark.parametrize("gamma", [1e-4, 0.0, -1e-4])
-@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize(("dtype", "gamma"), [(BF16, 1e-4), (FP16, 1e-4), (FP16, 0.0), (BF16, -1e-4)])
 def test_tiny_norm_weights(pair, make_images, gradients, in_float64, dtype, gamma):
     """Dividing a LayerNorm's output by γ would lose these gradients; x̂ does not."""
     model, graph = pair
@@ -76,7 +85,7 @@ def test_tiny_norm_weights(pair, make_images, gradients, in_float64, dtype, gamm
             model.get_parameter(name)[::2] = gamma
     exact, eager = in_float64(model, make_images(8)), gradients(model, make_images(8), dtype)
     found = gradients(fused, make_images(8), dtype)
-    assert len(names) == 7
+    assert len(names) == 5
     for part in (slice(0, None, 2), slice(1, None, 2)):
         errors = [
             sum((one[name][part] - exact[name][part]).square().sum() for name in names) ** 0.5 for one in (found, eager)

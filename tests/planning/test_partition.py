@@ -82,7 +82,7 @@ def test_a_dropout_mask_travels_as_bits(plan, functions):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("budget", [0.0, 0.3, 100.0])
+@pytest.mark.parametrize("budget", [0.0, 100.0])
 def test_exact_plans_give_the_bits_of_eager_execution(plan, functions, inputs_of, name, dtype, budget):
     function = getattr(functions, name)
     program, tensors = plan(function, budget, "exact", dtype), [*inputs_of(function).values()]

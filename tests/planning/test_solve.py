@@ -49,8 +49,7 @@ def test_what_is_kept(plan, functions, name, faith, dtype, budget, kept):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("faith", ["exact", "rounded"])
-@pytest.mark.parametrize("dtype", [None, BF16])
+@pytest.mark.parametrize(("faith", "dtype"), [("exact", None), ("rounded", BF16)])
 def test_kept_bytes_fall_with_the_budget(plan, functions, name, faith, dtype):
     plans = [plan(getattr(functions, name), budget, faith, dtype).plan for budget in (0.0, 0.1, 0.3, UNBOUNDED)]
     sizes = [found.kept_bytes for found in plans]
