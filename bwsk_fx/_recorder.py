@@ -96,6 +96,8 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, torch.Tensor] = {}
         self.symbols: dict[sympy.Symbol, tuple[str, int]] = {}
         self.conditions: list[sympy.Basic] = []
+        self.uses_dtype = False  # of an activation, as the constant argument of a call: autocast decides it
+        self._dtypes_read: set[torch.dtype] = set()
         self._paths = {module: path for path, module in model.named_modules()}
         self._root = model
         self._is_leaf = is_leaf
@@ -164,14 +166,26 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._opaque:
             return func(*args, **kwargs)
+        if getattr(func, "__self__", None) is torch.Tensor.dtype and _is_users(sys._getframe(1)):
+            self._note_dtype(args[0])
         with self._as_a_whole():
             result = func(*args, **kwargs)
             writes = getattr(func, "__name__", "") == "__setitem__"
             yields = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
             if (writes or yields) and not _only_moves(func, args, kwargs, result):
+                self.uses_dtype |= any(
+                    isinstance(leaf, torch.dtype) and leaf in self._dtypes_read
+                    for leaf in pytree.tree_leaves((args, kwargs))
+                )
                 op, target, args = _call_of(func, args)
                 self._add(op, target, args, kwargs, result)
         return result
+
+    def _note_dtype(self, tensor: torch.Tensor) -> None:
+        node = self._nodes.get(id(tensor))
+        computed = node is not None and node.op not in ("placeholder", "get_attr")
+        if computed and tensor.is_floating_point():
+            self._dtypes_read.add(tensor.dtype)
 
     def _on_branch(self, expr: sympy.Basic, result: bool | int) -> None:
         if self._opaque or not expr.free_symbols:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
 from bwsk_fx.errors import CaptureError
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+AutocastState = tuple[tuple[str, torch.dtype | None], ...]
 
 
 def capture(
@@ -50,10 +51,11 @@ def capture(
     graph_module, guard = _record(model, inputs, is_leaf)
     guard = GraphGuard(
         guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
+        guard.autocast,
         guard.conditions,
         guard.symbols,
     )
-    if guard.training is not None or guard.conditions:
+    if guard.training is not None or guard.autocast is not None or guard.conditions:
         graph_module.register_forward_pre_hook(guard, with_kwargs=True)
     return graph_module
 
@@ -64,11 +66,14 @@ class GraphGuard:
 
     Attributes:
         training: The only mode the graph is valid in, or None when it holds in both.
+        autocast: The only autocast state it is valid in, as (device type, dtype or None) pairs; None when it holds
+            in all.
         conditions: Conditions on batch symbols that the model's Python code branched on.
         symbols: Batch symbol to (placeholder name, dimension).
     """
 
     training: bool | None
+    autocast: AutocastState | None
     conditions: tuple[Any, ...]
     symbols: tuple[tuple[Any, tuple[str, int]], ...]
 
@@ -80,6 +85,12 @@ class GraphGuard:
                 f"this graph was captured in {modes[self.training]} mode and the model computes something else in "
                 f"{modes[module.training]} mode outside its leaf modules (dropout inside attention, for example); "
                 "put the model in that mode and capture it again"
+            )
+        if self.autocast is not None and self.autocast != autocast_state():
+            raise CaptureError(
+                f"this graph was captured under autocast {_in_words(self.autocast)} and is run under "
+                f"{_in_words(autocast_state())}: the model's Python code casts to the dtype of an activation, "
+                "which autocast decides; capture it again inside the autocast block that it runs in"
             )
         if self.conditions:
             self._check_conditions(module, args, kwargs)
@@ -137,18 +148,18 @@ def _record(
     mode = private.fake_mode()
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
     recorder = Recorder(model, fakes, is_leaf)
-    # The flags of the autocast block around a capture belong to the run, not to the torch-level graph.
     with (
         _untouched(model),
         torch.random.fork_rng(devices=()),
         mode,
-        _no_autocast(),
         private.swapped_parameters(model, fakes),
     ):
         arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}
         _run(model, recorder, arguments)
     graph_module = _assemble(model, recorder)
-    return graph_module, GraphGuard(model.training, tuple(recorder.conditions), tuple(recorder.symbols.items()))
+    autocast = autocast_state() if recorder.uses_dtype else None
+    symbols = tuple(recorder.symbols.items())
+    return graph_module, GraphGuard(model.training, autocast, tuple(recorder.conditions), symbols)
 
 
 def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> None:
@@ -216,12 +227,16 @@ def _placeholder(recorder: Recorder, mode: Any, name: str, value: Any) -> Any:
     return recorder.add_placeholder(name, private.fake_tensor(mode, value, dynamic_dims=(0,) if batched else ()))
 
 
-@contextmanager
-def _no_autocast() -> Iterator[None]:
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+def autocast_state() -> AutocastState:
+    """Return the autocast dtype of each kind of device; None where autocast is off."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return tuple(
+        (device, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None) for device in devices
+    )
+
+
+def _in_words(state: AutocastState) -> str:
+    return ", ".join(f"{device} {str(dtype).removeprefix('torch.') if dtype else 'off'}" for device, dtype in state)
 
 
 def _assemble(model: nn.Module, recorder: Recorder) -> fx.GraphModule:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from bwsk_fx.capture import capture, flat_arguments
+from bwsk_fx.capture import autocast_state, capture, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
 from bwsk_fx.passes.fuse_regions import fuse_regions
@@ -159,7 +159,9 @@ def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
     """
     sizes: dict[int, int] = {}
     modules = tuple((id(module), module.training) for module in model.modules())
-    return modules, tuple((name, _kind(name, value, sizes)) for name, value in inputs.items())
+    kinds = tuple((name, _kind(name, value, sizes)) for name, value in inputs.items())
+    # A model's own code may read dtypes, which autocast decides.
+    return modules, autocast_state(), kinds
 
 
 def _kind(name: str, value: Any, sizes: dict[int, int]) -> Hashable:

@@ -129,7 +129,8 @@ def test_every_tensor_node_has_a_fake_value_with_a_symbolic_batch(batch_size):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_outputs_and_gradients_are_bit_identical_at_every_batch_size(attention, bf16):
     model = _vit(attn_implementation=attention)
-    graph = bwsk_fx.capture(model, _batch(3))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        graph = bwsk_fx.capture(model, _batch(3))
     for size in (3, 5, 1):
         _assert_same_step(model, graph, _batch(size), bf16=bf16)
 
@@ -150,6 +151,20 @@ def test_dropout_stays_and_draws_the_same_numbers(attention):
     outputs, _ = _step(graph, _batch(3))
     torch.manual_seed(8)
     assert not torch.equal(graph(**_batch(3))["logits"], outputs["logits"])
+
+
+def test_a_cast_to_an_activations_dtype_binds_the_graph_to_the_autocast_state():
+    # Eager attention casts its probabilities to `query.dtype`.
+    model = _vit(attn_implementation="eager", **DROPOUT)
+    graph = bwsk_fx.capture(model, _batch(2))
+    message = (
+        r"captured under autocast cpu off and is run under cpu bfloat16.*capture it again inside the autocast block"
+    )
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(CaptureError, match=message):
+        graph(**_batch(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = bwsk_fx.capture(model, _batch(2))
+    _assert_same_step(model, graph, _batch(2), bf16=True)
 
 
 def test_autocast_around_a_capture_is_not_part_of_the_graph():
