@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ class _Inputs:
         places = tuple(order[id(tensor)] for tensor in static)
         return cls(args, tuple(distinct.values()), places, tuple(weights))
 
-    @property
+    @cached_property
     def primals(self) -> tuple[Tensor, ...]:
         """The tensors among `args`, then `static`."""
         return (*(arg for arg in self.args if isinstance(arg, Tensor)), *self.static)

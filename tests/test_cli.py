@@ -60,6 +60,18 @@ def test_help_names_the_commands_and_every_option():
     assert all(option in _run("inspect", "--help").stdout for option in ("--ruleset", "--json", "--calm", "--layers"))
 
 
+def test_the_choices_are_the_librarys():
+    # Written out twice, so that --help need not import torch.
+    from bwsk_fx import cli
+    from bwsk_fx.passes.find_regions import GRANULARITIES
+    from bwsk_fx.passes.type_nodes import RULESETS
+    from bwsk_fx.planning.plan import FAITHS
+
+    assert set(cli.Ruleset) == set(RULESETS)
+    assert set(cli.Faith) == set(FAITHS)
+    assert set(cli.Granularity) == set(GRANULARITIES)
+
+
 def test_help_does_not_import_transformers():
     heavy = {"transformers", "datasets", "sklearn", "matplotlib"}
     code = f"import sys, bwsk_fx.cli; print(sorted({heavy} & set(sys.modules)))"

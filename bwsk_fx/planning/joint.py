@@ -129,11 +129,6 @@ def is_random(node: fx.Node) -> bool:
     return bool(dropout != 0.0)
 
 
-def is_multi_output(node: fx.Node) -> bool:
-    """Whether the node yields several tensors, which `getitem` nodes pick."""
-    return isinstance(node.meta.get("val"), (tuple, list))
-
-
 def _depending_on(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
     reached = set(sources)
     for node in graph.nodes:

@@ -156,11 +156,6 @@ def axis_rule_of(target: Any) -> AxisRule:
     return _RULES.of(target) or no_rule
 
 
-def registered_axis_rules() -> Mapping[Any, AxisRule]:
-    """Return the registry, target to rule, for reports and tests."""
-    return dict(_RULES)
-
-
 def no_rule(call: AxisCall) -> Effect:
     """Claim nothing that nobody proved: a BARRIER on every axis of every operand and result."""
     return opaque(call, "no axis rule")
