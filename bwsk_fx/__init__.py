@@ -2,11 +2,16 @@
 
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.capture import capture
+from bwsk_fx.certify import certify
 from bwsk_fx.modes import Applied, applied, apply
 from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
+from bwsk_fx.provenance import erasure_budget, trace_back
+from bwsk_fx.report.comparison import compare_rulesets
+from bwsk_fx.report.modules import summarize_modules
 from bwsk_fx.report.saved import explain_saved
 from bwsk_fx.report.summary import summarize
+from bwsk_fx.rules.user import rule
 
 __all__ = [
     "Applied",
@@ -14,8 +19,14 @@ __all__ = [
     "applied",
     "apply",
     "capture",
+    "certify",
+    "compare_rulesets",
+    "erasure_budget",
     "explain_saved",
     "fuse_regions",
+    "rule",
     "summarize",
+    "summarize_modules",
+    "trace_back",
     "type_nodes",
 ]

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bwsk_fx._intercept import intercepted
+from bwsk_fx._opaque import run_leaf
 from bwsk_fx.errors import CaptureError
 
 _TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
@@ -89,7 +90,11 @@ class Recorder(TorchFunctionMode):
     """Records torch calls on known tensors as nodes of `graph`, and leaf modules as `call_module` nodes."""
 
     def __init__(
-        self, model: nn.Module, tensors: Mapping[str, torch.Tensor], is_leaf: Callable[[nn.Module], bool]
+        self,
+        model: nn.Module,
+        tensors: Mapping[str, torch.Tensor],
+        originals: Mapping[str, torch.Tensor],
+        is_leaf: Callable[[nn.Module], bool],
     ) -> None:
         super().__init__()
         self.graph = fx.Graph()
@@ -102,6 +107,7 @@ class Recorder(TorchFunctionMode):
         self._root = model
         self._is_leaf = is_leaf
         self._own = {id(tensor): name for name, tensor in tensors.items()}
+        self._originals = originals
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Any] = list(tensors.values())
         self._sizes: dict[sympy.Expr, fx.Node] = {}
@@ -203,7 +209,7 @@ class Recorder(TorchFunctionMode):
             if module is self._root or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
             with self._as_a_whole():
-                result = original(module, *args, **kwargs)
+                result = run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
                 self._add("call_module", path, args, kwargs, result)
             return result
 

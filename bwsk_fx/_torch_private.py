@@ -30,6 +30,13 @@ def fake_mode() -> Any:
     return FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False), allow_non_fake_inputs=True)
 
 
+def without_fake_mode() -> AbstractContextManager[Any]:
+    """Return a context in which the running `FakeTensorMode` is off."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()
+
+
 def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = ()) -> torch.Tensor:
     """Return the fake twin of `tensor`; equal sizes along `dynamic_dims` share one symbol."""
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
@@ -78,3 +85,8 @@ def inside_function_transform() -> bool:
 def release_saved_tensors(ctx: Any) -> None:
     """Drop what `ctx` saved for the backward pass, unless the autograd graph is retained."""
     ctx.maybe_clear_saved_tensors()
+
+
+def shares_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors, fake ones included, are views of the same memory."""
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata

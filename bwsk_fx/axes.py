@@ -27,6 +27,7 @@ from bwsk_fx.rules import (  # noqa: F401  (their rules register on import)
     random,
     reduction,
     shape,
+    softmax,
 )
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, axis_rule_of, claims, no_rule
 from bwsk_fx.rules.axis_table import Axis, AxisTable, Strength, extent

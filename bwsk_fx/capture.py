@@ -37,7 +37,8 @@ def capture(
         example_inputs: One tensor, positional inputs, or keyword inputs. Tensors become placeholders whose first
             dimension is the symbolic batch; anything else is a constant of the graph.
         is_leaf: Which submodules become one `call_module` node: by default those of `torch.nn` and those
-            without children.
+            without children. A leaf may branch on data: it is then run on random data of several batch sizes for
+            the shapes of its result, which must follow from the batch size.
 
     Returns:
         A `GraphModule` with the same `state_dict` keys as `model`. Every node carries `meta["val"]` (fake
@@ -147,7 +148,7 @@ def _record(
     """Run `model` once on fakes; the random state and the model's own tensors stay as they are."""
     mode = private.fake_mode()
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
-    recorder = Recorder(model, fakes, is_leaf)
+    recorder = Recorder(model, fakes, _aliases(model), is_leaf)
     with (
         _untouched(model),
         torch.random.fork_rng(devices=()),
@@ -204,6 +205,12 @@ def _restore(table: dict[str, Any], entries: Mapping[str, Any]) -> None:
 
 def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _aliases(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers under all of their names; a tied one has several."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _without_single_batch(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,24 @@ def inspect(
     calm: Annotated[
         bool, typer.Option("--calm", metavar="", help="Also show which axes can be split, and where not.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", metavar="", help="Also set both rulesets side by side.")
+    ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", metavar="", help="Also run the inverse of every S operator, on random weights."),
+    ] = False,
+    erasure: Annotated[
+        bool, typer.Option("--erasure", metavar="", help="Also show what is erased, layer by layer.")
+    ] = False,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            show_default=False,
+            help="Also follow this node of the graph back to the inputs, or to what erases them.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")] = False,
     image_size: Annotated[
         int | None,
@@ -116,8 +134,9 @@ def inspect(
     overrides = {"image_size": image_size, "num_hidden_layers": layers}
     with _errors_as_lines(), _quiet():
         with _status(f"capturing {model}"):
-            graph = _captured(model, batch_size, {key: value for key, value in overrides.items() if value})
-            reports = _reports(graph, ruleset, calm)
+            graph, inputs = _captured(model, batch_size, {key: value for key, value in overrides.items() if value})
+            wanted = {"calm": calm, "compare": compare, "certify": certify, "erasure": erasure}
+            reports = _reports(graph, inputs, ruleset, {name for name, asked in wanted.items() if asked}, node)
         _show_reports(model, ruleset, reports, as_json)
 
 
@@ -247,7 +266,8 @@ def _table(rows: list[tuple[str, ...]], headings: tuple[str, ...], shown: tuple[
     return table
 
 
-def _captured(name: str, batch_size: int, overrides: dict[str, int]) -> Any:
+def _captured(name: str, batch_size: int, overrides: dict[str, int]) -> tuple[Any, dict[str, Any]]:
+    """The graph of a model, and random inputs of it."""
     import torch
 
     import bwsk_fx
@@ -255,17 +275,30 @@ def _captured(name: str, batch_size: int, overrides: dict[str, int]) -> Any:
 
     model = models.from_config(name, **overrides).train()
     size, channels = model.config.image_size, model.config.num_channels
-    pixels = torch.zeros(batch_size, channels, *((size, size) if isinstance(size, int) else size))
-    labels = torch.zeros(batch_size, dtype=torch.long)
-    return bwsk_fx.capture(model, {"pixel_values": pixels, "labels": labels})
+    pixels = torch.randn(batch_size, channels, *((size, size) if isinstance(size, int) else size))
+    inputs = {"pixel_values": pixels, "labels": torch.zeros(batch_size, dtype=torch.long)}
+    return bwsk_fx.capture(model, inputs), inputs
 
 
-def _reports(graph: Any, ruleset: Ruleset, calm: bool) -> dict[str, Any]:
+def _reports(
+    graph: Any, inputs: dict[str, Any], ruleset: Ruleset, wanted: set[str], node: str | None
+) -> dict[str, Any]:
+    """Each report that was asked for, under its key in the JSON."""
     import bwsk_fx
 
     bwsk_fx.type_nodes(graph, ruleset=ruleset.value)
-    reports = {"summary": bwsk_fx.summarize(graph)}
-    return reports | {"calm": bwsk_fx.analyze_calm(graph)} if calm else reports
+    # Certification corrects verdicts, which the other reports then show.
+    reports = {"certificates": bwsk_fx.certify(graph, inputs)} if "certify" in wanted else {}
+    reports = {"summary": bwsk_fx.summarize(graph), **reports}
+    if "compare" in wanted:
+        reports["comparison"] = bwsk_fx.compare_rulesets(graph)
+    if "calm" in wanted:
+        reports["calm"] = bwsk_fx.analyze_calm(graph)
+    if "erasure" in wanted:
+        reports["erasure"] = bwsk_fx.erasure_budget(graph)
+    if node is not None:
+        reports["provenance"] = bwsk_fx.trace_back(graph, node)
+    return reports
 
 
 def _show_reports(model: str, ruleset: Ruleset, reports: dict[str, Any], as_json: bool) -> None:
@@ -275,8 +308,8 @@ def _show_reports(model: str, ruleset: Ruleset, reports: dict[str, Any], as_json
         return
     console = _console()
     console.print(f"[b]{model}[/b] under the [b]{ruleset.value}[/b] ruleset")
-    for report in reports.values():
-        console.print(report)
+    for place, report in enumerate(reports.values()):
+        console.print(*([""] if place else []), report)
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bwsk_fx.errors import RuleError
+
+if TYPE_CHECKING:
+    from bwsk_fx.rules.undo import Undo
 
 OVERRIDE, REFINED, OPERATOR, UNKNOWN = 1.0, 0.8, 0.5, 0.3
 CONFIDENCES = (OVERRIDE, REFINED, OPERATOR, UNKNOWN)
@@ -86,6 +89,8 @@ class Verdict:
         rule: The rule's name.
         counted: Whether summaries count the node; see the ruleset for which nodes it counts.
         ruleset: The ruleset that gave the verdict.
+        domain: Where the inverse of an S node holds (`"|x| <= 8.3"`); None for everywhere.
+        undo: The inverse of an S node as code, for `certify`.
     """
 
     label: Label
@@ -96,6 +101,8 @@ class Verdict:
     rule: str
     counted: bool = True
     ruleset: str = "sound"
+    domain: str | None = None
+    undo: Undo | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         complaint = self._complaint()
@@ -115,7 +122,7 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON-ready dictionaries, without what is absent."""
-        return _without_none(asdict(self))
+        return _without_none(asdict(replace(self, undo=None)))
 
 
 def _without_none(value: Any) -> Any:

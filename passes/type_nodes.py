@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import fx
@@ -12,6 +12,7 @@ from bwsk_fx.errors import RuleError
 from bwsk_fx.passes.pipeline import Pass, PassResult, verify
 from bwsk_fx.rules import published, sound
 from bwsk_fx.rules.registry import Call
+from bwsk_fx.rules.user import Overrides, load_entry_points, overridden
 from bwsk_fx.verdict import Verdict
 
 RULESETS: Mapping[str, Callable[[Call], Verdict]] = {"sound": sound.verdict, "published": published.verdict}
@@ -23,10 +24,12 @@ class TypeNodes(Pass):
 
     Attributes:
         ruleset: `"sound"`, labels as claims about executable inverses, or `"published"`, the table of the study.
+        overrides: Verdicts of the user's own; see `type_nodes`.
     """
 
     name: ClassVar[str] = "type-nodes"
     ruleset: str = "sound"
+    overrides: Overrides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ruleset not in RULESETS:
@@ -34,33 +37,38 @@ class TypeNodes(Pass):
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
         """Type all nodes; the nodes themselves stay as they are."""
+        load_entry_points()
         dynamic: set[fx.Node] = set()
         for node in graph_module.graph.nodes:
-            module = graph_module.get_submodule(node.target) if node.op == "call_module" else None
-            call = Call(node, module, dynamic)
+            call = sound.call_at(graph_module, node, dynamic)
             try:
                 if sound.is_dynamic(call):
                     dynamic.add(node)
                 node.meta["bwsk"] = RULESETS[self.ruleset](call)
             except Exception as error:
                 raise RuleError(_explain(call, error)) from error
+        for node, verdict in overridden(graph_module, self.overrides, dynamic).items():
+            node.meta["bwsk"] = replace(verdict, ruleset=self.ruleset)
         return PassResult(graph_module, False)
 
 
-def type_nodes(graph: fx.GraphModule, ruleset: str = "sound") -> fx.GraphModule:
+def type_nodes(graph: fx.GraphModule, ruleset: str = "sound", overrides: Overrides | None = None) -> fx.GraphModule:
     """Give every node of a captured graph a verdict, as `node.meta["bwsk"]`.
 
     Args:
         graph: A graph from `bwsk_fx.capture`; it is changed in place, and can be typed again.
         ruleset: `"sound"` or `"published"`.
+        overrides: Verdicts of your own, at confidence 1.0: what is meant (a module class, a function, the path of a
+            leaf module, the name of a node, or a `bwsk_fx.rules.Matching`) to `"K"`, `"GRAY"`, an `Undo`, a rule or a
+            `Verdict`. S needs an inverse, which is tried on random operands of the node's shapes.
 
     Returns:
         The same graph.
 
     Raises:
-        RuleError: The ruleset is unknown, or a rule failed.
+        RuleError: The ruleset is unknown, a rule failed, or an override matches nothing or does not hold.
     """
-    step = TypeNodes(ruleset)
+    step = TypeNodes(ruleset, overrides or {})
     verify(graph, f"before pass '{step.name}'")
     return step.run(graph).graph_module
 

@@ -57,7 +57,8 @@ def test_help_names_the_commands_and_every_option():
     text = _run("train", "--help").stdout
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
-    assert all(option in _run("inspect", "--help").stdout for option in ("--ruleset", "--json", "--calm", "--layers"))
+    text = _run("inspect", "--help").stdout
+    assert all(option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--layers"))
 
 
 def test_the_choices_are_the_librarys():
@@ -125,6 +126,31 @@ def test_inspect_takes_layers_and_shows_calm():
     shown = _run(*small, "--calm")
     assert shown.exit_code == 0
     assert "vit-base under the published ruleset" in shown.stdout
+
+
+def test_inspect_shows_erasure_layer_by_layer():
+    small = ["inspect", "vit-base", "--layers", 3, "--image-size", 32, "--erasure"]
+    report = json.loads(_run(*small, "--json").stdout)
+    layers = [layer["layer"] for layer in report["erasure"]["layers"]]
+    assert layers[:4] == ["vit.embeddings", "vit.layers.0", "vit.layers.1", "vit.layers.2"]
+    for total in ("erased_elements", "erased_bits", "unmeasured", "gray"):
+        assert report["erasure"][total] == report["summary"][total]
+    shown = _run(*small, COLUMNS="80").stdout
+    so_far = f"{report['erasure']['erased_elements']:,.0f}"
+    assert [line for line in shown.splitlines() if line.startswith("vit.layers.2 ")]
+    assert "…" not in shown
+    assert so_far in shown.split("what erases it")[0].splitlines()[-2]
+
+
+def test_inspect_follows_a_node():
+    small = ["inspect", "vit-base", "--layers", 1, "--image-size", 32, "--node"]
+    report = json.loads(_run(*small, "classifier", "--json").stdout)["provenance"]
+    assert (report["node"], report["inputs"]) == ("classifier", [])
+    assert [(cut["node"], cut["erasure"]["elements"]) for cut in report["cuts"]] == [("classifier", 768 - 2)]
+    shown = _run(*small, "classifier")
+    assert "way back: cut at classifier" in shown.stdout
+    unknown = _run(*small, "vit.layers.0.mlp.fc3")
+    _assert_one_line(unknown, "no node 'vit.layers.0.mlp.fc3'", "did you mean 'vit_layers_0_mlp_fc2'")
 
 
 def test_inspect_reads_a_local_configuration(tmp_path):

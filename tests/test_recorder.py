@@ -235,6 +235,65 @@ def test_a_leaf_may_do_what_a_graph_cannot():
     assert torch.equal(leaf.grad, (torch.full((3, 4), 3.0) @ inner.linear.weight))
 
 
+def _routed(self, x):
+    """Apply the linear map to the rows with a positive sum, one after the other, and add a row of ones."""
+    result = torch.zeros_like(x)
+    for row in (x.sum(1) > 0).nonzero().flatten():
+        result[row] = self.linear(x[row])
+    self.calls.add_(1)
+    return torch.cat([result, x, torch.ones(1, x.shape[1])]) * torch.rand(()), x.shape[1]
+
+
+def _with_leaf(forward):
+    inner = Calls(forward)
+    inner.register_buffer("calls", torch.zeros((), dtype=torch.long))
+    model = Calls(lambda self, x: self.inner(self.linear(x))[0], inner=inner)
+    inner.linear.weight = model.linear.weight  # tied to a parameter outside the leaf
+    return model, lambda module: isinstance(module, (nn.Linear, Calls))
+
+
+def test_a_leaf_may_branch_on_data():
+    model, is_leaf = _with_leaf(_routed)
+    random = torch.get_rng_state()
+    graph = bwsk_fx.capture(model, X, is_leaf=is_leaf)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.inner.calls == 0
+    (leaf,) = (node for node in graph.graph.nodes if node.target == "inner")
+    rows, width = leaf.meta["val"][0].shape
+    (batch,) = rows.node.expr.free_symbols
+    assert (rows.node.expr, width, leaf.meta["val"][1]) == (2 * batch + 1, 4, 4)
+    for size in (3, 5):
+        x = torch.randn(size, 4)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(graph(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("result", "complaint"),
+    [
+        (lambda x: x[: int((x > 0).sum()) // 4], "which is no multiple of the batch size plus a constant"),
+        (lambda x: torch.cat([x[: int(x.isfinite().sum()) // 8], x[:1]]), "a size of its result is 3, 4 and 6"),
+        (lambda x: (x, int(x.isfinite().sum())), "a number that depends on the batch size or on data: 20"),
+        (lambda x: [x] * int(x.isfinite().sum()), "the structure of its result depends"),
+        (lambda x: x.reshape((1,) * int(x.isfinite().sum()) + x.shape), "the number of dimensions of its result"),
+    ],
+)
+def test_a_leaf_whose_result_has_no_known_shape_is_refused(result, complaint):
+    model, is_leaf = _with_leaf(lambda self, x: result(x))
+    with pytest.raises(CaptureError, match=r"the leaf 'inner' \(Calls\) cannot run on fake tensors, and") as failure:
+        torch.manual_seed(0)
+        bwsk_fx.capture(model, X, is_leaf=is_leaf)
+    assert complaint in str(failure.value)
+
+
+def test_a_leaf_that_fails_on_real_data_too_says_why():
+    model, is_leaf = _with_leaf(_fails)
+    with pytest.raises(CaptureError, match="RuntimeError: a and b must have same reduction dim"):
+        bwsk_fx.capture(model, X, is_leaf=is_leaf)
+
+
 def test_a_new_tensor_for_a_buffer_is_refused():
     def forward(self, x):
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)

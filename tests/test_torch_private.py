@@ -98,6 +98,14 @@ def fake_mode():
 
 
 @check
+def without_fake_mode():
+    with private.fake_mode():
+        with private.without_fake_mode():
+            assert torch.ones(3).sum().item() == 3
+        assert hasattr(torch.ones(3), "fake_mode")
+
+
+@check
 def fake_tensor():
     mode = private.fake_mode()
     first = private.fake_tensor(mode, torch.ones(3, 4), dynamic_dims=(0,))
@@ -187,3 +195,10 @@ def release_saved_tensors():
     leaf = torch.ones(2, requires_grad=True)
     _Releasing.apply(leaf).sum().backward()
     assert torch.equal(leaf.grad, torch.full((2,), 2.0))
+
+
+@check
+def shares_storage():
+    x = torch.ones(2, 3)
+    assert private.shares_storage(x, x[0])
+    assert not private.shares_storage(x, x.clone())

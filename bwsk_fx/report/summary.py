@@ -93,6 +93,11 @@ class Summary(Counts):
     blocks: tuple[Block, ...] = ()
     gray_nodes: tuple[GrayNode, ...] = ()
 
+    @property
+    def unit(self) -> str:
+        """What is counted, in words."""
+        return _COUNTED.get(self.ruleset, "nodes")
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready dictionaries, with total and ratios."""
         totals = {"total": self.total, "s_ratio": self.s_ratio, "k_ratio": self.k_ratio}
@@ -172,7 +177,7 @@ def _operator(node: fx.Node) -> str:
 
 def _headlines(summary: Summary) -> Iterator[str]:
     counts = f"[b]{summary.s} S[/b], [b]{summary.k} K[/b], [b]{summary.gray} GRAY[/b]"
-    yield f"{counts} of {summary.total} {_COUNTED.get(summary.ruleset, 'nodes')}; S ratio {summary.s_ratio:.1%}"
+    yield f"{counts} of {summary.total} {summary.unit}; S ratio {summary.s_ratio:.1%}"
     if summary.ruleset == "sound":
         nodes = f"{summary.unmeasured} K node{'s' if summary.unmeasured > 1 else ''}"
         unknown = f", and an unknown amount by {nodes}" if summary.unmeasured else ""

@@ -1,103 +1,92 @@
-"""Linear maps and matrix products."""
+"""Linear maps by a weight and products of matrices: they erase where they contract."""
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
+from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims, opaque
 from bwsk_fx.rules.axis_table import Axis
-from bwsk_fx.rules.registry import Call, erases, labels, other_operand, preserves, unproven
-from bwsk_fx.rules.sizes import as_int, elements
-from bwsk_fx.verdict import REFINED, Verdict
+from bwsk_fx.rules.contraction import Terms, product, value_of
+from bwsk_fx.rules.registry import Call, labels
+from bwsk_fx.verdict import Verdict
+
+# Letters of batch dimensions, from the last one backwards; factors have the letters that follow.
+BATCH = "ZYXWVUTSRQPONMLKJIHGFEDCBA"
 
 
-@labels(nn.Linear, F.linear, "transformers.pytorch_utils.Conv1D")
+@labels(nn.Linear, F.linear, atens="linear")
 def linear(call: Call) -> Verdict:
-    """A linear map by a static weight: S unless it contracts."""
-    if call.module is None and call.is_dynamic(call.argument(1, "weight")):
-        return unproven("the weight is itself dynamic")
-    return linear_map(call, call.before.shape[-1], call.value.shape[-1])
+    """A linear map by a weight (out, in)."""
+    return product(call, linear_terms)
 
 
-def linear_map(call: Call, width: int | torch.SymInt, out: int | torch.SymInt, maps: int | None = None) -> Verdict:
-    """Return the verdict of a full-rank linear map from `width` to `out` dimensions.
-
-    Args:
-        call: The node.
-        width: Dimensions before the map.
-        out: Dimensions after it.
-        maps: How often it is applied per sample; by default once for each vector of the first dynamic operand.
-    """
-    if isinstance(width, torch.SymInt) or isinstance(out, torch.SymInt):
-        return unproven("its width varies with the batch")
-    if out >= width:
-        how = "is square" if out == width else "expands"
-        return preserves(
-            f"{width} → {out} {how}, so the pseudo-inverse rebuilds the operand if the weight has full rank; "
-            "shapes cannot show that, certify does",
-            confidence=REFINED,
-        )
-    maps = _vectors(call, width) if maps is None else maps
-    lost = None if maps is None else maps * (width - out)
-    return erases(f"{width} → {out} contracts and erases {width - out} of {width} dimensions", lost, confidence=REFINED)
+@labels("transformers.pytorch_utils.Conv1D")
+def transposed_linear(call: Call) -> Verdict:
+    """A linear map by a weight (in, out)."""
+    return product(call, transposed_linear_terms)
 
 
-def _vectors(call: Call, width: int) -> int | None:
-    total = call.elements()
-    return None if total is None or width == 0 else total // width
+def linear_terms(arguments: Arguments) -> Terms:
+    """Read `linear(input, weight, bias)`, or an `nn.Linear`."""
+    operand, weight = first(arguments), arguments.option(1, "weight")
+    leading = batch(value_of(operand).dim() - 1)
+    out = "o" if value_of(weight).dim() == 2 else ""
+    return Terms(operand, weight, (leading + "i", out + "i", leading + out), arguments.option(2, "bias"))
 
 
-@labels(operator.matmul, ops="matmul mm bmm")
+def transposed_linear_terms(arguments: Arguments) -> Terms:
+    """Read a `Conv1D` of transformers."""
+    operand = first(arguments)
+    leading = batch(value_of(operand).dim() - 1)
+    return Terms(operand, arguments.module.weight, (leading + "i", "io", leading + "o"), arguments.module.bias)
+
+
+def first(arguments: Arguments) -> Any:
+    """Return the first argument, whatever its name."""
+    return arguments.args[0] if arguments.args else next(iter(arguments.kwargs.values()))
+
+
+def batch(count: int) -> str:
+    """Return the letters of `count` batch dimensions, which meet from the last one backwards."""
+    return BATCH[:count][::-1]
+
+
+@labels(operator.matmul, ops="matmul mm bmm mv", methods="__matmul__")
+@labels(torch.linalg.matmul)
 def matmul(call: Call) -> Verdict:
-    """A product of two matrices; the factor at hand must have more rows (or columns) than the other has to rebuild."""
-    left, right = call.argument(0, "input"), call.argument(1, "other", call.node.kwargs.get("mat2"))
-    if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
-        return unproven("its factors are not both tensors")
-    a, b = left.meta["val"], right.meta["val"]
-    if min(a.dim(), b.dim()) < 2:
-        return unproven("a product with a vector is covered by no rule")
-    if call.is_dynamic(left) and call.is_dynamic(right):
-        return _product(call, left, right)
-    if call.is_dynamic(left):
-        return linear_map(call, a.shape[-1], b.shape[-1])
-    return linear_map(call, b.shape[-2], a.shape[-2])
+    """A product of matrices or vectors; the factor at hand needs as many rows (columns) as the other has unknowns."""
+    return product(call, matmul_terms)
 
 
-def _product(call: Call, left: fx.Node, right: fx.Node) -> Verdict:
-    a, b = left.meta["val"], right.meta["val"]
-    rows, inner, columns = as_int(a.shape[-2]), as_int(a.shape[-1]), as_int(b.shape[-1])
-    if left is right or rows is None or inner is None or columns is None:
-        return unproven("one matrix is multiplied with itself, or its sizes vary with the batch")
-    if columns > inner or rows > inner:
-        witness, rebuilt = (right, left) if columns > inner else (left, right)
-        return preserves(
-            f"{rows}×{inner} by {inner}×{columns}: solving with {witness.name} rebuilds {rebuilt.name} if it has full "
-            "rank; shapes cannot show that, certify does",
-            other_operand(witness),
-            REFINED,
-        )
-    if rows == inner == columns:
-        return unproven("whether a square matrix of activations can be inverted depends on the data")
-    # A square factor of activations (attention probabilities) is near singular in practice, so it is no witness.
-    side, width, out = (a, inner, columns) if columns < inner else (b, inner, rows)
-    total = elements(side)
-    lost = None if total is None else total // width * (width - out)
-    return erases(
-        f"{rows}×{inner} by {inner}×{columns} contracts, so neither factor rebuilds the other", lost, confidence=REFINED
-    )
+@labels(methods="__rmatmul__")
+def reflected_matmul(call: Call) -> Verdict:
+    """A product of matrices whose second factor comes first."""
+    return product(call, reflected_matmul_terms)
 
 
-@labels(torch.addmm)
-def fused_product(call: Call) -> Verdict:
-    """A product with a summand: the static-weight form `addmm(bias, x, weight)` is a linear map."""
-    bias, left, right = call.argument(0, "input"), call.argument(1, "mat1"), call.argument(2, "mat2")
-    if call.is_dynamic(bias) or call.is_dynamic(right) or not isinstance(right, fx.Node):
-        return unproven("only a static bias and weight are covered")
-    return linear_map(call, left.meta["val"].shape[-1], right.meta["val"].shape[-1])
+def matmul_terms(arguments: Arguments) -> Terms:
+    """Read `matmul(input, other)`."""
+    left = arguments.argument(0, "input", arguments.kwargs.get("self"))
+    names = (name for name in ("mat2", "vec", "tensor2") if name in arguments.kwargs)
+    return _matrices(left, arguments.argument(1, "other", arguments.kwargs.get(next(names, ""))))
+
+
+def reflected_matmul_terms(arguments: Arguments) -> Terms:
+    """Read `other.__rmatmul__(input)`."""
+    return _matrices(arguments.argument(1, "other"), first(arguments))
+
+
+def _matrices(left: Any, right: Any) -> Terms:
+    a, b = (value_of(factor).dim() for factor in (left, right))
+    row, column = "r" if a > 1 else "", "c" if b > 1 else ""
+    mine, theirs = batch(a - 2 if a > 1 else 0), batch(b - 2 if b > 1 else 0)
+    return Terms(left, right, (f"{mine}{row}i", f"{theirs}i{column}", f"{max(mine, theirs, key=len)}{row}{column}"))
 
 
 @axis_rule(nn.Linear, F.linear, "transformers.pytorch_utils.Conv1D")

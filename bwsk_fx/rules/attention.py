@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims
 from bwsk_fx.rules.axis_table import Axis, per_sample
-from bwsk_fx.rules.registry import Call, erases, labels
-from bwsk_fx.rules.sizes import elements
-from bwsk_fx.verdict import Verdict
+from bwsk_fx.rules.registry import Call, erases, labels, unproven
+from bwsk_fx.rules.sizes import as_int, elements
+from bwsk_fx.verdict import OPERATOR, REFINED, Verdict
 
 
-@labels(F.scaled_dot_product_attention)
+@labels(F.scaled_dot_product_attention, atens="scaled_dot_product_attention _scaled_dot_product_attention_math")
+@labels(atens="_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu")
+@labels(atens="_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention")
+@labels(atens="_scaled_dot_product_fused_attention_overrideable _flash_attention_forward _efficient_attention_forward")
 def scaled_dot_product(call: Call) -> Verdict:
-    """Three operands become one result."""
-    operands = [call.argument(index, name) for index, name in enumerate(("query", "key", "value"))]
-    sizes = [elements(operand.meta["val"]) for operand in operands if call.is_dynamic(operand)]
-    kept = elements(call.value)
-    why = "softmax mixes the tokens, and the result with its logsumexp determines none of query, key and value"
-    if kept is None or None in sizes:
-        return erases(why)
-    return erases(why, max(sum(size for size in sizes if size is not None) - kept, 0))
+    """Three operands become one result; with fixed keys and values the number of keys bounds what a query leaves."""
+    query, key = call.argument(0, "query"), call.argument(1, "key")
+    missing = _missing(call, call.value)
+    if missing is None or missing > 0:
+        why = "softmax mixes the tokens, and the result has less elements than query, key and value together"
+        return erases(why, missing, confidence=REFINED if missing else OPERATOR)
+    if call.operands == (query,) and query is not key:
+        return _of_query(call, query.meta["val"], _value(key))
+    return unproven("softmax mixes the tokens, but the result has as many elements as what goes in")
+
+
+def _of_query(call: Call, query: torch.Tensor, key: torch.Tensor) -> Verdict:
+    """A query becomes a weighted mean of values: at most one degree of freedom less than there are keys."""
+    width, keys, features = (as_int(size) for size in (query.shape[-1], key.shape[-2], call.value.shape[-1]))
+    rows = as_int(query.shape[-2])
+    if width is None or keys is None or features is None or rows is None or query.shape[:-1] != call.value.shape[:-1]:
+        return unproven("softmax mixes the tokens")
+    causal = call.node.target is F.scaled_dot_product_attention and call.argument(5, "is_causal", False) is True
+    seen = [min(row + 1, keys) if causal else keys for row in range(rows)]
+    lost = sum(max(width - min(count - 1, features), 0) for count in seen)
+    total = call.elements()
+    if lost == 0:
+        return unproven("a query becomes a mean of enough values to hold it")
+    share = None if total is None else total // (rows * width) * lost
+    return erases("a mean of fewer values than a query has features cannot hold it", share, confidence=REFINED)
 
 
 @labels(nn.MultiheadAttention, F.multi_head_attention_forward)
-def multi_head(_: Call) -> Verdict:
-    """Projections around attention, which erases."""
-    return erases("attention is inside, and what it erases stays erased")
+@labels(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder, nn.TransformerDecoder)
+@labels(nn.Transformer, atens="_native_multi_head_attention _transformer_encoder_layer_fwd")
+def multi_head(call: Call) -> Verdict:
+    """Attention with projections around it: K where less comes out than goes in."""
+    missing = _missing(call, call.node.meta["val"])
+    if missing is not None and missing > 0:
+        return erases("attention is inside, and the result has less elements than what goes in", missing)
+    return unproven("attention is inside, and as many elements come out as go in")
+
+
+def _missing(call: Call, results: Any) -> int | None:
+    """Return how many elements per sample the results have less than the dynamic operands; None where unknown."""
+    given = [elements(operand.meta["val"]) for operand in call.operands]
+    kept = [elements(leaf) for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+    if None in given or None in kept:
+        return None
+    return sum(count for count in given if count is not None) - sum(count for count in kept if count is not None)
+
+
+def _value(operand: Any) -> torch.Tensor:
+    return operand.meta["val"] if hasattr(operand, "meta") else operand
 
 
 @axis_rule(F.scaled_dot_product_attention)

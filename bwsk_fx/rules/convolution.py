@@ -1,79 +1,64 @@
-"""Convolutions: patches that tile the image are a linear map each; overlapping ones are beyond these rules."""
+"""Convolutions: linear maps that erase where they shrink, and are solved for where they do not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.affine import linear_map
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, axis_rule, claims
 from bwsk_fx.rules.axis_table import Axis
-from bwsk_fx.rules.registry import Call, erases, labels, unproven
+from bwsk_fx.rules.contraction import by_counting, others
+from bwsk_fx.rules.deconvolution import condition, rebuild
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.sizes import as_int
+from bwsk_fx.rules.undo import Undo
+from bwsk_fx.rules.windows import MOST_WORK, Windows, each, full_rank, starved, unread, windows, work
 from bwsk_fx.verdict import REFINED, Verdict
 
 
 @labels(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d)
-def convolution(call: Call) -> Verdict:
-    """S as a patch embedding that does not shrink; K where the result has fewer elements; else GRAY."""
-    kernel = _kernel(call)
-    if kernel is None:
-        return unproven("the kernel is itself dynamic")
-    image = call.before.shape[-len(kernel) :]
-    if not _tiles(call, kernel) or not all(map(as_int, image)):
-        return _by_counting(call)
-    channels, out = call.before.shape[-len(kernel) - 1], call.value.shape[-len(kernel) - 1]
-    width = channels * math.prod(kernel)
-    patches = math.prod(size // step for size, step in zip(image, kernel, strict=True))
-    cut = channels * math.prod(image) - patches * width
-    if cut:
-        lost = cut + patches * max(width - out, 0)
-        why = f"the kernel does not divide the image, so {cut} elements per sample are cut off"
-        return erases(why, lost, confidence=REFINED)
-    return linear_map(call, width, out, patches)
-
-
-def _by_counting(call: Call) -> Verdict:
-    missing = call.erased()
-    if missing is not None and missing > 0:
-        return erases(
-            f"the result has {missing} elements per sample less than the operand", missing, confidence=REFINED
-        )
-    return unproven("its windows overlap, are padded, dilated or grouped, and the result is no smaller")
-
-
 @labels(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def transposed(call: Call) -> Verdict:
-    """The mirror image of the patch embedding: every pixel becomes a patch of its own."""
-    kernel = tuple(call.module.kernel_size)
-    if not _tiles(call, kernel) or any(call.module.output_padding):
-        return _by_counting(call)
-    return linear_map(call, call.module.in_channels, call.module.out_channels * math.prod(kernel))
+@labels(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, atens="convolution")
+def convolution(call: Call) -> Verdict:
+    """S where the kernel's system has full rank for almost every kernel and can be solved; K where it shrinks."""
+    form = windows(call)
+    operand = call.args[0] if call.args else next(iter(call.kwargs.values()))
+    if not call.is_dynamic(operand) or operand in (form.weight, form.bias):
+        return unproven("only its kernel or bias is dynamic")
+    image = [as_int(size) for size in call.before.shape[-len(form.kernel) :]]
+    out = [as_int(size) for size in call.value.shape[-len(form.kernel) :]]
+    if None in image or None in out:
+        return by_counting(call, "its image varies with the batch")
+    return _fixed(call, form, image, out)  # type: ignore[arg-type]
 
 
-def _kernel(call: Call) -> tuple[int, ...] | None:
-    if call.module is not None:
-        return tuple(call.module.kernel_size)
-    weight = call.argument(1, "weight")
-    return None if call.is_dynamic(weight) else tuple(weight.meta["val"].shape[2:])
-
-
-def _tiles(call: Call, kernel: tuple[int, ...]) -> bool:
-    """Whether each element of the image is in exactly one window, as far as windows reach."""
-    stride = _each(call.option(3, "stride", 1), kernel)
-    padding = call.option(4, "padding", 0)
-    unpadded = padding == "valid" or (not isinstance(padding, str) and not any(_each(padding, kernel)))
-    plain = all(size == 1 for size in _each(call.option(5, "dilation", 1), kernel)) and call.option(6, "groups", 1) == 1
-    return stride == kernel and unpadded and plain
-
-
-def _each(option: Any, kernel: Sequence[int]) -> tuple[int, ...]:
-    return tuple(option) if isinstance(option, (tuple, list, torch.Size)) else (option,) * len(kernel)
+def _fixed(call: Call, form: Windows, image: list[int], out: list[int]) -> Verdict:
+    channels, made = form.channels
+    missing, cut = call.erased(), unread(form, image, out) * channels * form.groups
+    if cut:
+        why = f"no window reaches {cut} elements per sample, so they are cut off"
+        return erases(why, max(cut, missing or 0), confidence=REFINED)
+    if missing is not None and missing > 0:
+        why = f"the result has {missing} elements per sample less than the operand"
+        return erases(why, missing, confidence=REFINED)
+    if (lost := starved(form, image, out)) > 0:
+        why = f"dilation splits it into systems of their own, which have {lost} equations too few"
+        return erases(why, lost, confidence=REFINED)
+    if not full_rank(form, image, out):
+        return unproven("its windows overlap, are padded or grouped such that no simple kernel shows its rank")
+    if not form.tiles and not form.covers_padding and work(form, image, out) > MOST_WORK:
+        size = channels * math.prod(image)
+        return unproven(f"it has full rank for almost every kernel, but {size} unknowns are too many to solve for")
+    if not (call.before.is_floating_point() or call.before.is_complex()):
+        return unproven("whole numbers wrap around, and whether the map can be undone then depends on its kernel")
+    why = (
+        f"{channels * form.groups} → {made * form.groups} channels: the pseudo-inverse rebuilds the operand if the "
+        "kernel's system has full rank, as it has for almost every kernel of this shape; certify shows it"
+    )
+    undo = Undo(rebuild, condition=condition)
+    return preserves(why, others(call, 0), REFINED, undo=undo, domain="where the kernel's system has full rank")
 
 
 _SPATIAL_NAMES = {1: ("token",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -117,9 +102,10 @@ def _channels(call: AxisCall, channel: Axis | None, out: int, said: list[Claim])
 
 def _tiled(call: AxisCall, kernel: tuple[int, ...]) -> dict[int, bool]:
     """Tell for each spatial dimension whether its windows neither overlap nor reach over the border."""
-    stride, dilation = (_each(call.option(name, place, 1), kernel) for name, place in (("stride", 3), ("dilation", 5)))
+    places = (("stride", 3), ("dilation", 5))
+    stride, dilation = (each(call.option(name, place, 1), len(kernel)) for name, place in places)
     padding = call.option("padding", 4, 0)
-    around = kernel if padding == "same" else _each(0 if padding == "valid" else padding, kernel)
+    around = kernel if padding == "same" else each(0 if padding == "valid" else padding, len(kernel))
     plain = zip(kernel, stride, dilation, around, strict=True)
     tiles = [size <= step and spread == 1 and not pad for size, step, spread, pad in plain]
     return dict(enumerate(tiles, start=-len(kernel)))

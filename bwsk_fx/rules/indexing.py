@@ -1,18 +1,20 @@
-"""Selection, lookup and sorting."""
+"""Selection: parts of an operand, by slices, numbers, indices or masks."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, axis_rule, claims, opaque
 from bwsk_fx.rules.axis_table import Axis
-from bwsk_fx.rules.registry import Call, by_products, erases, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.lookup import look_up
+from bwsk_fx.rules.moving import axis_size, by_missing, counted, lost, moves_back
+from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
 from bwsk_fx.verdict import REFINED, Verdict
 
 
@@ -20,67 +22,121 @@ from bwsk_fx.verdict import REFINED, Verdict
 def getitem(call: Call) -> Verdict:
     """Slices and numbers by counting; tensors as indices may pick an element twice and another one never."""
     index = call.argument(1, "index")
-    if _has_tensor(index):
-        return gather(call)
-    return _counted(call)
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(_is_many(item) for item in items):
+        return counted(call, "it keeps a part of each dimension", conclusive=True)
+    if call.node.args[0] is not call.operands[0]:
+        return look_up(call, call.node.args[0], items[0]) if len(items) == 1 else _unknown_indices()
+    per_dim = [item for item in _without_ellipsis(items, call.before.dim()) if item is not None]
+    return _by_masks(call, items) or _along_one(call, per_dim) or _picked(call, _samples_keep_apart(call.before, items))
 
 
-@labels(ops="select narrow diagonal", methods="unfold")
+@labels(ops="select narrow diagonal", atens="slice narrow")
+@labels(torch.linalg.diagonal, atens="linalg_diagonal")
 def select(call: Call) -> Verdict:
     """Keeps a part of the operand."""
-    return _counted(call)
+    return counted(call, "it keeps a part of a dimension", conclusive=True)
 
 
-def _counted(call: Call) -> Verdict:
-    missing = call.erased()
+@labels(ops="diag")
+def diagonal(call: Call) -> Verdict:
+    """The diagonal of a matrix, or a matrix with that diagonal."""
+    if call.before.dim() == 1:
+        return preserves("the operand is the diagonal of the result", confidence=REFINED, undo=moves_back())
+    return select(call)
+
+
+@labels(ops="index_select")
+def index_select(call: Call) -> Verdict:
+    """Picks indices of one dimension."""
+    if call.node.args[0] is not call.operands[0]:
+        at_start = call.argument(1, "dim") == 0
+        return look_up(call, call.node.args[0], call.argument(2, "index")) if at_start else _unknown_indices()
+    dim = call.argument(1, "dim")
+    size = axis_size(call.before, dim)
+    return _along(call, size, call.argument(2, "index")) or _picked(call, isinstance(size, int))
+
+
+@labels(atens="index _unsafe_index")
+def index_tensors(call: Call) -> Verdict:
+    """Picks elements by one index tensor per dimension, or none."""
+    indices = call.argument(1, "indices")
+    if call.node.args[0] is not call.operands[0]:
+        return look_up(call, call.node.args[0], indices[0]) if len(indices) == 1 else _unknown_indices()
+    per_dim = [slice(None) if index is None else index for index in indices]
+    found = _by_masks(call, indices) or _along_one(call, per_dim)
+    return found or _picked(call, _samples_keep_apart(call.before, tuple(per_dim)))
+
+
+@labels(ops="gather take take_along_dim masked_select", atens="_unsafe_masked_index")
+def pick(call: Call) -> Verdict:
+    """Picks elements by index or mask."""
+    if call.node.args[0] is not call.operands[0]:
+        return _unknown_indices()
+    return _by_masks(call, [call.argument(1, "mask")]) or _picked(call, per_sample=False)
+
+
+def _by_masks(call: Call, items: Sequence[Any]) -> Verdict | None:
+    """Return the verdict of a dynamic mask, which leaves out elements for most of its values."""
+    masks = [item for item in items if call.is_dynamic(item) and item.meta["val"].dtype is torch.bool]
+    return fewer_elements(call, "elements that the mask leaves out go") if masks else None
+
+
+def _along_one(call: Call, per_dim: Sequence[Any]) -> Verdict | None:
+    """Return the verdict of picking along one dimension, where all others are taken whole."""
+    many = [dim for dim, item in enumerate(per_dim) if _is_many(item)]
+    whole = all(item == slice(None) for dim, item in enumerate(per_dim) if dim not in many)
+    return _along(call, call.before.shape[many[0]], per_dim[many[0]]) if whole and len(many) == 1 else None
+
+
+def _along(call: Call, size: Any, index: Any) -> Verdict | None:
+    """Return the verdict of picking numbers along a dimension of this size; None where they are not at hand."""
+    values = torch.tensor(index) if isinstance(index, list) and _are_numbers(index) else call.static(index)
+    if values is None or values.dtype not in (torch.int64, torch.int32) or not isinstance(size, int):
+        return None
+    missing = size - torch.unique(values % size).numel()
+    if missing == 0:
+        return by_missing(0, "it picks elements by index")
+    total = call.elements()
+    amount = None if total is None else total // size * missing
+    return erases(f"its index never picks {missing} of {size}", amount, confidence=REFINED)
+
+
+def _are_numbers(index: Sequence[Any]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in index)
+
+
+def _picked(call: Call, per_sample: bool) -> Verdict:
+    missing = lost(call, per_sample=per_sample)
     if missing is None:
-        return unproven("how much it drops is not proportional to the batch")
-    if missing > 0:
-        return erases(f"it drops {missing} elements per sample", missing, confidence=REFINED)
-    return preserves("it drops no element", confidence=REFINED)
+        return counted(call, "it picks elements by index")
+    return by_missing(missing, "it picks elements by index")
 
 
-@labels(ops="gather index_select take take_along_dim masked_select tril triu")
-def gather(call: Call) -> Verdict:
-    """Picks elements by index or mask; no more is proven than counting shows."""
-    missing = call.erased()
-    if missing is not None and missing > 0:
-        return fewer_elements(call, "it picks fewer elements than there are")
-    return unproven("whether its indices pick every element depends on them")
+def _unknown_indices() -> Verdict:
+    return unproven("what was picked need not tell where from")
 
 
-@labels(nn.Embedding, F.embedding)
-def embedding(_: Call) -> Verdict:
-    """A table lookup: the row tells its number."""
-    return preserves("each result is a row of the static table, and finding it gives the index back if rows differ")
+def _is_many(item: Any) -> bool:
+    """Whether an index is a list or a tensor."""
+    if isinstance(item, fx.Node):
+        return isinstance(item.meta.get("val"), torch.Tensor)
+    return isinstance(item, (list, torch.Tensor))
 
 
-@labels(ops="sort")
-def sort(call: Call) -> Verdict:
-    """Values and indices together are the operand."""
-    return preserves(
-        "the indices, which it yields anyway, undo it", by_products("indices", elements=call.elements(), itemsize=8)
-    )
+def _samples_keep_apart(value: torch.Tensor, items: tuple[Any, ...]) -> bool:
+    """Whether symbolic dimensions are taken whole, so that one sample stands for all."""
+    if not _all_long(items):
+        return False
+    per_dim = [item for item in _without_ellipsis(items, value.dim()) if item is not None]
+    pairs = zip(value.shape, per_dim, strict=True)
+    return all(isinstance(size, int) or item == slice(None) for size, item in pairs)
 
 
-@labels(ops="topk argsort argmax argmin nonzero count_nonzero unique bincount", methods="histc")
-def ranking(call: Call) -> Verdict:
-    """Keeps the largest, or only where they are."""
-    if call.value.dtype is call.before.dtype:
-        return fewer_elements(call, "only the largest elements are kept")
-    return erases("only positions or counts are kept, and every value goes", call.elements())
-
-
-@labels(ops="scatter scatter_add index_add index_copy index_fill index_put masked_scatter", methods="fill_ zero_ copy_")
-@labels(operator.setitem, methods="__setitem__")
-def overwrite(_: Call) -> Verdict:
-    """Writes over parts of the operand."""
-    return erases("what it writes over is gone")
-
-
-def _has_tensor(index: Any) -> bool:
-    leaves = pytree.tree_leaves(index)
-    return any(isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), torch.Tensor) for leaf in leaves)
+def _all_long(items: Sequence[Any]) -> bool:
+    """Whether each tensor among the indices stands for one dimension, as masks do not."""
+    tensors = [item.meta["val"] for item in items if isinstance(item, fx.Node)]
+    return all(isinstance(value, torch.Tensor) and value.dtype is torch.int64 for value in tensors)
 
 
 @axis_rule(operator.getitem, methods="__getitem__")

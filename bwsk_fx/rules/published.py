@@ -1,6 +1,7 @@
-"""The `published` ruleset: the label table of the BWSK study, counted over leaf-module calls.
+"""The `published` ruleset: the label table of the BWSK study.
 
-Nodes that are no `call_module` carry the table's label for functions where it has one, and are not counted. The
+In a graph it counts leaf-module calls; `bwsk_fx.report.modules` counts the leaf modules of a module tree, as the study
+did. Nodes that are no `call_module` carry the table's label for functions where it has one, and are not counted. The
 table names no inverses, so the witness of its S labels is unstated.
 """
 
@@ -13,6 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from torch import nn
 from torch.nn import functional as F
 
 from bwsk_fx.rules.registry import Call, target_name
@@ -26,7 +28,7 @@ _SYNONYMS = {"truediv": "div", "view": "reshape"}
 def verdict(call: Call) -> Verdict:
     """Return the table's verdict of one node."""
     if call.module is not None:
-        return _module_verdict(call)
+        return module_verdict(call.module)
     outside = uncounted(call)
     if outside is not None:
         return replace(outside, ruleset="published")
@@ -40,11 +42,17 @@ def published_table() -> Mapping[str, Any]:
     return json.loads(resources.files("bwsk_fx.rules").joinpath("labels.json").read_text())
 
 
-def _module_verdict(call: Call) -> Verdict:
-    name, module = type(call.module).__name__, call.module
+def module_verdict(module: nn.Module) -> Verdict:
+    """Return the table's verdict of a leaf module, which goes by the name of its class alone, subclasses included.
+
+    Args:
+        module: A leaf module; strides of convolutions and the mode of batch norms decide theirs.
+    """
+    name = type(module).__name__
     if name in ("Conv1d", "Conv2d", "Conv3d"):
-        ones = all(step == 1 for step in module.stride)
-        return _from_attribute(name, Label.S if ones else Label.K, f"its stride is {tuple(module.stride)}")
+        stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
+        ones = all(step == 1 for step in stride)
+        return _from_attribute(name, Label.S if ones else Label.K, f"its stride is {stride}")
     if name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
         mode = "train" if module.training else "eval"
         return _from_attribute(name, Label.K if module.training else Label.S, f"it is in {mode} mode")

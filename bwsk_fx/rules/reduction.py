@@ -2,53 +2,141 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, Value, along, axis_rule, broadcast
-from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves
+from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.sizes import elements, short, widens
+from bwsk_fx.rules.sorting import same_element
+from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
 
-@labels(ops="sum mean amax amin prod logsumexp nansum nanmean median max min")
+@labels(ops="sum mean amax amin prod logsumexp nansum nanmean median nanmedian mode kthvalue", methods="sum_to_size")
+@labels(torch.special.logsumexp, atens="sum_to_size special_logsumexp")
 def reduce(call: Call) -> Verdict:
     """K by counting; over a dimension of size one it changes nothing."""
-    missing = call.erased()
-    if missing == 0 and len(call.operands) == 1:
-        return preserves("the dimension has one element, so nothing is merged", confidence=REFINED)
-    if missing is not None and missing > 0:
-        return erases(f"it merges elements and erases {missing} per sample", missing, confidence=REFINED)
-    return erases("it merges elements")
+    if call.erased() == 0 and len(call.operands) == 1:
+        return _single(call)
+    return fewer_elements(call, "it merges elements")
 
 
-@labels(torch.functional.norm, torch.linalg.norm, torch.linalg.vector_norm, methods="norm", ops="var std")
-def moment(call: Call) -> Verdict:
-    """Norms and variances: even over one element the sign goes."""
+@labels(ops="all any", atens="_is_all_true _is_any_true")
+def truth(call: Call) -> Verdict:
+    """One truth value; of anything but booleans the values go."""
+    if call.before.dtype is not torch.bool:
+        return erases("only a truth value is left", call.elements(), confidence=REFINED)
+    return reduce(call)
+
+
+@labels(ops="max min")
+def extreme(call: Call) -> Verdict:
+    """Of a dimension, or of two operands element by element."""
+    other = call.argument(1, "other")
+    if isinstance(other, fx.Node) and isinstance(other.meta.get("val"), torch.Tensor):
+        return erases("the other one of two elements goes")
+    return reduce(call)
+
+
+def _single(call: Call) -> Verdict:
+    """Return the verdict of a reduction that has one element to merge at a time."""
+    before, after = call.before.dtype, call.value.dtype
+    if not widens(before, after):
+        return erases(f"it also turns {short(before)} into {short(after)}")
+    if after.is_complex and "logsumexp" in _name_of(call):
+        return erases("a complex logarithm has many branches")
+    return preserves(
+        "the dimension has one element, so nothing is merged",
+        confidence=REFINED,
+        undo=Undo(same_element),
+        domain="no NaN" if "nan" in _name_of(call) else None,
+    )
+
+
+@labels(ops="quantile nanquantile")
+def quantile(call: Call) -> Verdict:
+    """Quantiles of one element are that element; otherwise the order goes."""
+    if not call.is_dynamic(call.argument(0, "input")):
+        return unproven("only the levels are dynamic")
+    dim, shape = call.argument(2, "dim"), call.before.shape
+    merged = shape if dim is None else shape[dim : dim + 1 or None]
+    if all(isinstance(size, int) and size == 1 for size in merged):
+        return preserves("a quantile of one element is the element", confidence=REFINED, undo=Undo(_first_quantile))
+    return fewer_elements(call, "only some quantiles are kept")
+
+
+def _first_quantile(run: Run) -> torch.Tensor:
+    return run.output.flatten()[: run.before.numel()].view(run.before.shape)
+
+
+@labels(torch.var_mean, torch.std_mean, ops="aminmax", atens="_aminmax var_mean std_mean")
+def pair(call: Call) -> Verdict:
+    """Two numbers are left of the elements that it merges; of one element, the element."""
+    before, after = call.elements(), elements(call.value)
+    if before is None or after is None or after == 0:
+        return fewer_elements(call, "two numbers are left")
+    if call.erased() == 0:
+        place = 0 if "aminmax" in _name_of(call) else 1
+        undo = Undo(partial(_result, place))
+        return preserves("the dimension has one element", confidence=REFINED, undo=undo)
+    missing = before - 2 * after if call.erased() == before - after else before
+    why = "two numbers are left of the elements"
+    return erases(why, missing, confidence=REFINED) if missing > 0 else erases(why, bits=after, confidence=REFINED)
+
+
+def _result(place: int, run: Run) -> torch.Tensor:
+    return run.output[place].reshape(run.before.shape)  # type: ignore[no-any-return]
+
+
+@labels(torch.functional.norm, torch.linalg.norm, torch.linalg.vector_norm, methods="norm")
+@labels(torch.dist, methods="dist", atens="norm linalg_vector_norm linalg_norm dist")
+def norm(call: Call) -> Verdict:
+    """Norms: even of one element the sign goes."""
+    if call.erased() == 0:
+        total = call.elements()
+        if call.before.is_complex():
+            return erases("the phase goes", None if total is None else total / 2, confidence=REFINED)
+        return erases("the sign goes", bits=total, confidence=REFINED)
     return fewer_elements(call, "it merges elements and drops their signs")
 
 
-@labels(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-@labels(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-@labels(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-@labels(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
-@labels(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-@labels(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
-def pool(call: Call) -> Verdict:
-    """Merges windows."""
-    return fewer_elements(call, "it merges each window into one element")
+@labels(ops="var std")
+def deviation(call: Call) -> Verdict:
+    """Variances: the mean goes, too; of one element nothing is left."""
+    if call.erased() == 0:
+        return erases("one element has no variance", call.elements(), confidence=REFINED)
+    return fewer_elements(call, "it merges elements")
 
 
-@labels(ops="cumsum logcumsumexp")
-def running(_: Call) -> Verdict:
-    """Differences of neighbours undo a running sum."""
-    return preserves("differences of neighbours rebuild the operand")
+@labels(ops="cov corrcoef")
+def covariance(call: Call) -> Verdict:
+    """The mean of each variable goes, and for correlations its scale."""
+    if not call.is_dynamic(call.argument(0, "input")):
+        return unproven("only the weights of observations are dynamic")
+    return fewer_elements(call, "the means of variables go")
 
 
-@labels(ops="cumprod cummax cummin")
-def running_extreme(_: Call) -> Verdict:
-    """A running maximum forgets what is smaller; a running product ends at the first zero."""
-    return erases("elements behind a larger one (or a zero) leave no trace")
+@labels(torch.segment_reduce, atens="segment_reduce _segment_reduce")
+def segment_reduce(call: Call) -> Verdict:
+    """Merges each segment into one element."""
+    if not call.is_dynamic(call.argument(0, "data")):
+        return unproven("only the lengths of segments are dynamic")
+    missing = call.erased()
+    if missing is not None and missing > 0:
+        return fewer_elements(call, "it merges segments")
+    lengths = call.static(call.kwargs.get("lengths"))
+    offsets = call.static(call.kwargs.get("offsets"))
+    lengths = offsets.diff(dim=-1) if lengths is None and offsets is not None else lengths
+    if lengths is None:
+        return unproven("whether a segment has two elements depends on their lengths")
+    if bool((lengths > 1).any()):
+        return erases("it merges the elements of a segment", confidence=REFINED)
+    return unproven("each segment has at most one element")
 
 
 _REST = "each remaining element is reduced on its own"
@@ -81,6 +169,12 @@ def global_pool_axes(call: AxisCall) -> Effect:
     if len(whole) == rank - 2:
         return along(call, whole, Behaviour.REDUCE, "each shard yields a partial sum", _REST, keeps=False)
     return along(call, range(2, rank), Behaviour.BARRIER, "windows depend on the whole axis", _REST, keeps=True)
+
+
+def _name_of(call: Call) -> str:
+    target: Any = call.node.target
+    packet = getattr(target, "overloadpacket", target)
+    return packet if isinstance(packet, str) else getattr(packet, "__name__", "")
 
 
 def _name(call: AxisCall) -> str:

@@ -19,12 +19,14 @@ import torch
 from torch import fx
 
 from bwsk_fx.rules import sizes
+from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.targets import Registry, method, rule_name
-from bwsk_fx.verdict import NOTHING, OPERATOR, UNKNOWN, Erasure, Label, Verdict, Witness, WitnessKind
+from bwsk_fx.rules.undo import Run, Undo
+from bwsk_fx.verdict import NOTHING, OPERATOR, REFINED, UNKNOWN, Erasure, Label, Verdict, Witness, WitnessKind
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Arguments):
     """What a rule sees of one node.
 
     Attributes:
@@ -36,6 +38,16 @@ class Call:
     node: fx.Node
     module: Any
     dynamic: Collection[fx.Node]
+
+    @property
+    def args(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """The node's positional arguments."""
+        return self.node.args
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The node's keyword arguments."""
+        return self.node.kwargs
 
     @property
     def operands(self) -> tuple[fx.Node, ...]:
@@ -53,18 +65,19 @@ class Call:
         """The fake value of the first dynamic operand."""
         return self.operands[0].meta["val"]
 
-    def argument(self, index: int, name: str, default: Any = None) -> Any:
-        """Return a function's argument, given by position or by name."""
-        args = self.node.args
-        return args[index] if index < len(args) else self.node.kwargs.get(name, default)
-
-    def option(self, index: int, name: str, default: Any = None) -> Any:
-        """Return a module's attribute, or a function's argument."""
-        return self.argument(index, name, default) if self.module is None else getattr(self.module, name, default)
-
     def is_dynamic(self, operand: Any) -> bool:
         """Whether an argument is a dynamic node."""
         return isinstance(operand, fx.Node) and operand in self.dynamic
+
+    def static(self, operand: Any) -> torch.Tensor | None:
+        """Return the values of a static tensor argument, or of a module's parameter.
+
+        None where they are not at hand: dynamic operands, fake tensors, tensors on the meta device, no tensor at all.
+        """
+        if isinstance(operand, fx.Node):
+            operand = None if operand in self.dynamic else _value_of(operand)
+        known = isinstance(operand, torch.Tensor) and not operand.is_meta and not hasattr(operand, "fake_mode")
+        return operand.detach() if known else None
 
     def elements(self) -> int | None:
         """Return the elements per sample of the first dynamic operand."""
@@ -75,9 +88,18 @@ class Call:
         return sizes.erased(self.before, self.value)
 
 
+def _value_of(node: fx.Node) -> Any:
+    owner = node.graph.owning_module
+    if node.op != "get_attr" or owner is None:
+        return node.meta.get("val")
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(owner.get_submodule(path), name)
+
+
 TypingRule = Callable[[Call], Verdict]
 _RULES: Registry[TypingRule] = Registry("typing rule")
 labels = _RULES.register
+USER_RULES: Registry[TypingRule] = Registry("user rule")
 
 
 def registered_rules() -> Mapping[Any, TypingRule]:
@@ -85,20 +107,49 @@ def registered_rules() -> Mapping[Any, TypingRule]:
     return dict(_RULES)
 
 
-def judge(call: Call) -> Verdict:
-    """Apply the rule of a node; without a rule the verdict is GRAY at confidence 0.3."""
+def judge(call: Call) -> Verdict | None:
+    """Apply the rule of a node, and hold its verdict against sizes and dtypes; None where there is no rule."""
     rule = rule_of(call)
     if rule is None:
-        name = target_name(call)
-        return Verdict(Label.GRAY, None, None, UNKNOWN, f"unknown: no rule for {name}", "unknown")
+        return None
+    if call.operands and call.elements() == 0:
+        verdict = preserves("there is no element to erase", undo=Undo(no_elements))
+    else:
+        verdict = _without_narrowing(call, rule(call))
     name = rule_name(rule)
-    verdict = rule(call)
     return replace(verdict, rule=name, rationale=f"{name}: {verdict.rationale}")
 
 
+def unknown(call: Call, why: str) -> Verdict:
+    """Return the GRAY verdict, at confidence 0.3, of a node that no rule covers."""
+    return Verdict(Label.GRAY, None, None, UNKNOWN, f"unknown: no rule for {target_name(call)}, {why}", "unknown")
+
+
+def every(call: Call) -> tuple[int, ...]:
+    """Return the numbers of all dynamic operands, for an `Undo` that rebuilds each of them."""
+    return tuple(range(len(call.operands)))
+
+
+def no_elements(run: Run) -> torch.Tensor:
+    """Rebuild an operand without elements from its shape."""
+    return torch.empty_like(run.before, device="cpu")
+
+
+def _without_narrowing(call: Call, verdict: Verdict) -> Verdict:
+    """Return a K verdict where a call labelled S also rounds its result to a smaller dtype."""
+    result, operand = call.node.meta["val"], call.before
+    if verdict.label is not Label.S or not isinstance(result, torch.Tensor):
+        return verdict
+    if not (operand.is_floating_point() and result.is_floating_point()) or sizes.widens(operand.dtype, result.dtype):
+        return verdict
+    why = f"it also narrows {sizes.short(operand.dtype)} to {sizes.short(result.dtype)}"
+    return erases(why, bits=sizes.narrowed_bits(operand, result.dtype), confidence=REFINED)
+
+
 def rule_of(call: Call) -> TypingRule | None:
-    """Return the rule of a node, or None."""
-    return _RULES.of(call.node.target if call.module is None else call.module)
+    """Return the rule of a node, a user's before the library's; None where there is none."""
+    target = call.node.target if call.module is None else call.module
+    return USER_RULES.of(target) or _RULES.of(target)
 
 
 def target_name(call: Call) -> str:
@@ -109,9 +160,16 @@ def target_name(call: Call) -> str:
     return method(target) if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def preserves(why: str, witness: Witness = NOTHING, confidence: float = OPERATOR) -> Verdict:
-    """Return an S verdict."""
-    return Verdict(Label.S, witness, None, confidence, why, "")
+def preserves(
+    why: str,
+    witness: Witness = NOTHING,
+    confidence: float = OPERATOR,
+    *,
+    undo: Undo | None = None,
+    domain: str | None = None,
+) -> Verdict:
+    """Return an S verdict; `undo` is the code that rebuilds the operand, and `domain` says where it holds."""
+    return Verdict(Label.S, witness, None, confidence, why, "", domain=domain, undo=undo)
 
 
 def erases(why: str, elements: float | None = None, bits: float | None = None, confidence: float = OPERATOR) -> Verdict:

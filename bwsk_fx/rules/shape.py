@@ -13,65 +13,151 @@ from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, 
 from bwsk_fx.rules.axis_table import Axis, Layout
 from bwsk_fx.rules.axis_view import reshape
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, inverts, view_back
-from bwsk_fx.rules.registry import Call, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.moving import counted, is_plain, moves, moves_back
+from bwsk_fx.rules.registry import (
+    Call,
+    erases,
+    every,
+    fewer_elements,
+    labels,
+    other_operand,
+    preserves,
+    target_name,
+    unproven,
+)
+from bwsk_fx.rules.sizes import short, widens
+from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
 aten = torch.ops.aten
 
 
 @labels(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-@labels(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle)
+@labels(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, torch.channel_shuffle, torch.native_channel_shuffle)
 @labels(
     ops="reshape flatten unflatten transpose permute movedim moveaxis swapaxes swapdims t adjoint squeeze unsqueeze"
 )
-@labels(ops="flip fliplr flipud roll rot90 clone detach ravel", methods="view view_as reshape_as contiguous")
-@labels(methods="requires_grad_")
+@labels(ops="flip fliplr flipud roll rot90 clone detach ravel diag_embed diagflat")
+@labels(methods="contiguous requires_grad_", atens="_unsafe_view _reshape_alias _reshape_copy alias")
+@labels(atens="lift lift_fresh contiguous _lazy_clone _pin_memory pin_memory", methods="pin_memory")
+@labels(atens="pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle")
+@labels(atens="numpy_T matrix_H mT mH")
 def rearrange(_: Call) -> Verdict:
     """Moves elements and loses none."""
-    return preserves("it moves elements, and moving them back rebuilds the operand")
+    return preserves("it moves elements, and moving them back rebuilds the operand", undo=moves_back())
+
+
+@labels(methods="view_as reshape_as expand_as resize_as_", atens="view_as reshape_as expand_as resize_as")
+def like_another(call: Call) -> Verdict:
+    """Takes the shape of another operand, and nothing else of it."""
+    if not call.is_dynamic(call.argument(0, "input")):
+        return erases("only the operand's shape is used", call.elements())
+    return (resize if "resize_as" in target_name(call) else copies)(call)
+
+
+@labels(methods="view", atens="view")
+def view(call: Call) -> Verdict:
+    """A view with another shape, or of the same bits in another dtype."""
+    if not isinstance(call.argument(1, "dtype"), torch.dtype):
+        return rearrange(call)
+    return preserves("the same bits in another dtype", confidence=REFINED, undo=Undo(_same_bits))
+
+
+def _same_bits(run: Run) -> torch.Tensor:
+    return run.output.contiguous().view(run.before.dtype).view(run.before.shape)
 
 
 @labels(getattr)
 def attribute(call: Call) -> Verdict:
-    """Tensor attributes that are views: `x.T`, `x.mT`, `x.data`."""
+    """Tensor attributes that are views: `x.T`, `x.mT`, `x.data`; `x.real` and `x.imag` are halves."""
     name = call.argument(1, "name")
-    if name in ("T", "mT", "H", "mH", "data"):
+    if name in ("T", "mT", "H", "mH", "data") or (name == "real" and not call.before.is_complex()):
         return rearrange(call)
+    if name in ("real", "imag"):
+        total = call.elements()
+        return erases("one of two parts of a complex number goes", None if total is None else total / 2)
     return unproven(f"the attribute '{name}' is covered by no rule")
 
 
-@labels(ops="broadcast_to tile repeat_interleave", methods="expand expand_as repeat")
+@labels(ops="broadcast_to tile", methods="expand repeat", atens="expand repeat")
+@labels(torch.broadcast_tensors, torch.meshgrid, torch.cartesian_prod, atens="broadcast_tensors meshgrid")
 def copies(call: Call) -> Verdict:
     """Repeats elements; any copy rebuilds the operand."""
     # A dimension repeated zero times leaves nothing, which counting sees.
     missing = call.erased()
     if missing is not None and missing > 0:
         return fewer_elements(call, "it repeats elements zero times")
-    return preserves("it copies elements, and any copy rebuilds the operand")
+    return preserves("it copies elements, and any copy rebuilds the operand", undo=moves_back())
+
+
+@labels(ops="repeat_interleave")
+def repeat_interleave(call: Call) -> Verdict:
+    """Repeats each element some number of times, which may be zero where the numbers differ."""
+    if len(call.args) == 1 and "repeats" not in call.kwargs:
+        return preserves("each position occurs as often as its number says", undo=Undo(_counts))
+    repeats = call.argument(1, "repeats")
+    if not call.is_dynamic(call.argument(0, "input")):
+        return unproven("the numbers are the operand, and what is repeated need not differ")
+    if isinstance(repeats, fx.Node) and isinstance(repeats.meta["val"], torch.Tensor):
+        numbers = call.static(repeats)
+        if numbers is None or bool((numbers == 0).any()):
+            return moves(call, "an element that is repeated zero times goes")
+    return copies(call)
+
+
+def _counts(run: Run) -> torch.Tensor:
+    return torch.bincount(run.output.flatten(), minlength=run.before.numel()).view(run.before.shape)
+
+
+@labels(torch.combinations)
+def combinations(call: Call) -> Verdict:
+    """Tuples of elements; each element is in one unless there are fewer than a tuple takes."""
+    return moves(call, "it lists tuples of elements")
 
 
 @labels(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack)
-def join(_: Call) -> Verdict:
-    """Puts operands side by side."""
-    return preserves("every operand is a slice of the result")
+@labels(torch.row_stack, torch.column_stack, torch._chunk_cat, atens="cat stack hstack vstack dstack column_stack")
+@labels(torch.block_diag, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d)
+@labels(atens="concat concatenate row_stack _chunk_cat _stack block_diag atleast_1d atleast_2d atleast_3d")
+def join(call: Call) -> Verdict:
+    """Puts operands side by side, in the dtype that they promote to."""
+    dtype = call.value.dtype
+    if not all(widens(node.meta["val"].dtype, dtype) for node in call.operands):
+        return erases(f"it rounds an operand to {short(dtype)}")
+    return preserves("every operand is a slice of the result", undo=moves_back(*every(call)))
 
 
-@labels(ops="chunk split tensor_split unbind", methods="split_with_sizes")
-def cut(_: Call) -> Verdict:
+@labels(ops="chunk split tensor_split unbind unsafe_chunk unsafe_split split_with_sizes unsafe_split_with_sizes")
+@labels(ops="hsplit vsplit dsplit")
+def cut(call: Call) -> Verdict:
     """Cuts the operand into pieces that cover it."""
-    return preserves("its pieces, put side by side, are the operand")
+    if not call.is_dynamic(call.argument(0, "input")):
+        return unproven("only the places of the cuts are dynamic")
+    if len(call.operands) == 1:
+        return preserves("its pieces, put side by side, are the operand", undo=moves_back())
+    others = other_operand(*call.operands[1:])
+    return preserves("its pieces, put side by side, are the operand", others, undo=moves_back())
 
 
-@labels(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-@labels(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad2d, F.pad)
-def pad(call: Call) -> Verdict:
-    """Padding surrounds the operand; a negative width crops it."""
-    widths = call.option(1, "pad" if call.module is None else "padding", ())
-    if not all(isinstance(width, int) for width in widths):
-        return unproven("its widths vary with the batch")
-    if min(widths, default=0) < 0:
-        return fewer_elements(call, "a negative width crops the operand")
-    return preserves("the operand is the middle of the result", confidence=REFINED)
+@labels(methods="resize_", atens="resize")
+def resize(call: Call) -> Verdict:
+    """Takes the first elements of the operand's memory; the rest of a longer result is undefined."""
+    missing = call.erased()
+    if missing is None or not is_plain(call.before):
+        return unproven("which elements come first depends on the operand's layout, and how many on its size")
+    if missing > 0:
+        return fewer_elements(call, "it keeps the first elements")
+    return preserves("the operand's elements are the first ones", confidence=REFINED, undo=Undo(_first_elements))
+
+
+def _first_elements(run: Run) -> torch.Tensor:
+    return run.output.flatten()[: run.before.numel()].view(run.before.shape)
+
+
+@labels(ops="as_strided")
+def as_strided(call: Call) -> Verdict:
+    """Reads memory at regular steps; the addresses tell which elements are read."""
+    return (moves if is_plain(call.before) else counted)(call, "it reads memory at regular steps")
 
 
 axis_rule(nn.Flatten, nn.Unflatten, ops="reshape flatten unflatten ravel", methods="view reshape_as view_as")(reshape)

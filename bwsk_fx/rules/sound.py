@@ -8,6 +8,7 @@ output; they carry S verdicts that say why.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -19,14 +20,41 @@ from bwsk_fx.rules import (
     activation,  # noqa: F401
     affine,  # noqa: F401
     attention,  # noqa: F401
+    casts,  # noqa: F401
+    comparisons,  # noqa: F401
+    complex_numbers,  # noqa: F401
     convolution,  # noqa: F401
+    distance,  # noqa: F401
+    elementary,  # noqa: F401
     elementwise,  # noqa: F401
+    factories,  # noqa: F401
     indexing,  # noqa: F401
+    integers,  # noqa: F401
+    linalg,  # noqa: F401
+    lookup,  # noqa: F401
     loss,  # noqa: F401
+    masked,  # noqa: F401
     normalization,  # noqa: F401
+    padding,  # noqa: F401
+    pairs,  # noqa: F401
+    pooling,  # noqa: F401
+    powers,  # noqa: F401
+    products,  # noqa: F401
+    recurrent,  # noqa: F401
     reduction,  # noqa: F401
+    resampling,  # noqa: F401
+    rounding,  # noqa: F401
+    scans,  # noqa: F401
     shape,  # noqa: F401
+    softmax,  # noqa: F401
+    solving,  # noqa: F401
+    sorting,  # noqa: F401
+    special,  # noqa: F401
+    spectral,  # noqa: F401
+    windowed_fourier,  # noqa: F401
+    writing,  # noqa: F401
 )
+from bwsk_fx.rules.composition import compose
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call, judge
 from bwsk_fx.verdict import NOTHING, OPERATOR, Label, Verdict
@@ -39,7 +67,7 @@ def verdict(call: Call) -> Verdict:
         return outside
     if not call.operands:
         return _nothing_to_erase("random values have no dynamic operand", counted=True)
-    return judge(call)
+    return judge(call) or compose(call)
 
 
 def is_dynamic(call: Call) -> bool:
@@ -49,6 +77,20 @@ def is_dynamic(call: Call) -> bool:
         return node.op == "placeholder"
     writes = node.target is operator.setitem
     return (writes or has_tensor(node)) and (bool(call.operands) or is_random(call))
+
+
+def dynamic_nodes(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes of a captured graph whose values depend on the inputs or on chance."""
+    dynamic: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        if is_dynamic(call_at(graph_module, node, dynamic)):
+            dynamic.add(node)
+    return dynamic
+
+
+def call_at(graph_module: fx.GraphModule, node: fx.Node, dynamic: Collection[fx.Node]) -> Call:
+    """Return a node as rules see it; `dynamic` holds the dynamic nodes before it."""
+    return Call(node, graph_module.get_submodule(node.target) if node.op == "call_module" else None, dynamic)  # type: ignore[arg-type]
 
 
 def has_tensor(node: fx.Node) -> bool:

@@ -1,6 +1,7 @@
 """Capture one operator, type it, and return its verdict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from torch import nn
 
 import bwsk_fx
 from bwsk_fx.passes.type_nodes import type_nodes
-from bwsk_fx.verdict import Verdict
+from bwsk_fx.rules import sound
+from bwsk_fx.rules.round_trip import execute, round_trip
+from bwsk_fx.rules.single import Target
+from bwsk_fx.verdict import Label, Verdict
 
 
 class _Function(nn.Module):
@@ -45,5 +49,20 @@ def verdict_of() -> Callable[..., Verdict]:
         graph = type_nodes(bwsk_fx.capture(model, inputs), ruleset)
         counted = [node.meta["bwsk"] for node in graph.graph.nodes if node.meta["bwsk"].counted]
         return counted[-1]
+
+    return judge
+
+
+@pytest.fixture
+def certified() -> Callable[..., Verdict]:
+    """Verdict of one call on real values; an S verdict's inverse has been run on them, and rebuilt everything."""
+
+    def judge(target: Target, *args: Any, dynamic: Collection[int] | None = None, **kwargs: Any) -> Verdict:
+        executed = execute(target, args, kwargs, dynamic)
+        verdict = sound.verdict(executed.call)
+        if verdict.label is Label.S:
+            trip = round_trip(executed, verdict)
+            assert trip.complete, trip
+        return verdict
 
     return judge

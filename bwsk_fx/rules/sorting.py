@@ -1,0 +1,171 @@
+"""Sorting, ranking and counting: what is left of the order, and of the values."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.undo import Run, Undo
+from bwsk_fx.verdict import REFINED, Verdict
+
+
+@labels(ops="sort")
+def sort(_: Call) -> Verdict:
+    """Values and indices together are the operand."""
+    return preserves("its two results, values and indices, are the operand", undo=Undo(_scattered))
+
+
+@labels(ops="topk")
+def topk(call: Call) -> Verdict:
+    """The largest elements and where they were: all of them, or fewer."""
+    if call.erased() == 0:
+        return preserves("it keeps every element and its index", confidence=REFINED, undo=Undo(_scattered))
+    return fewer_elements(call, "only the largest elements are kept")
+
+
+def _scattered(run: Run) -> Tensor:
+    values, indices = run.output
+    # `topk` has the number of elements before the dimension; for `stable` sorts it is a keyword.
+    place = 2 if "topk" in _name(run) else 1
+    dim = run.argument(place, "dim", -1)
+    dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else -1
+    return torch.empty_like(values).scatter(dim, indices, values)
+
+
+def _name(run: Run) -> str:
+    return run.target if isinstance(run.target, str) else getattr(run.target, "__name__", "")
+
+
+@labels(ops="msort")
+def msort(call: Call) -> Verdict:
+    """Sorted values without their indices: the order goes, log₂ n! bits of n elements."""
+    size = call.before.shape[0] if call.before.dim() else 1
+    if size == 1:
+        return preserves("one element is in order", confidence=REFINED, undo=Undo(same_element))
+    if not isinstance(size, int):
+        return erases("the order goes")
+    rows = math.prod(call.before.shape[1:])
+    return erases("the order goes", bits=rows * math.lgamma(size + 1) / math.log(2), confidence=REFINED)
+
+
+@labels(ops="argsort argmax argmin count_nonzero bincount histc histogram")
+@labels(torch.bucketize, torch.searchsorted, torch.isin, atens="bucketize searchsorted isin")
+@labels(torch.histogramdd, atens="_histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors")
+def positions(call: Call) -> Verdict:
+    """Positions, ranks and counts."""
+    return erases("only positions or counts are kept, and every value goes", call.elements())
+
+
+@labels(ops="equal allclose hash_tensor is_same_size is_nonzero")
+def answer(call: Call) -> Verdict:
+    """One answer about all elements."""
+    return erases("one answer is left of all elements", call.elements())
+
+
+@labels(ops="nonzero argwhere nonzero_static", atens="nonzero_numpy")
+def nonzero(call: Call) -> Verdict:
+    """Where elements are not zero, which is all there is to know of booleans."""
+    if call.before.dtype is not torch.bool:
+        return erases("only positions are kept, and every value goes", call.elements())
+    if "static" in str(call.node.target):
+        return unproven("the list of positions may be cut short")
+    return preserves("all other elements are False", confidence=REFINED, undo=Undo(_true_at))
+
+
+def _true_at(run: Run) -> Tensor:
+    result = torch.zeros(run.before.shape, dtype=torch.bool)
+    listed = run.output if isinstance(run.output, tuple) else tuple(run.output.unbind(-1))
+    if result.dim() == 0:
+        return result.fill_(run.output[0].numel() > 0 if isinstance(run.output, tuple) else len(run.output) > 0)
+    result[listed] = True
+    return result
+
+
+@labels(ops="unique")
+def unique(call: Call) -> Verdict:
+    """Distinct values; with `return_inverse`, each element's place among them as well."""
+    return _distinct(call, call.argument(2, "return_inverse"), call.argument(4, "dim"))
+
+
+@labels(atens="_unique _unique2")
+def unique_values(call: Call) -> Verdict:
+    """Distinct values of the whole operand."""
+    return _distinct(call, call.argument(2, "return_inverse"), None)
+
+
+@labels(atens="unique_dim")
+def unique_slices(call: Call) -> Verdict:
+    """Distinct slices along a dimension."""
+    return _distinct(call, call.argument(3, "return_inverse"), call.argument(1, "dim"))
+
+
+@labels(ops="unique_consecutive")
+def unique_consecutive(call: Call) -> Verdict:
+    """Runs of equal values; with `return_inverse` or `return_counts` they can be written out again."""
+    inverse, counts = call.argument(1, "return_inverse"), call.argument(2, "return_counts")
+    return _distinct(call, inverse, call.argument(3, "dim"), counts)
+
+
+@labels(atens="unique_dim_consecutive")
+def unique_consecutive_slices(call: Call) -> Verdict:
+    """Runs of equal slices along a dimension."""
+    inverse, counts = call.argument(2, "return_inverse"), call.argument(3, "return_counts")
+    return _distinct(call, inverse, call.argument(1, "dim"), counts)
+
+
+def _distinct(call: Call, inverse: Any, dim: int | None, counts: Any = False) -> Verdict:
+    if inverse is True:
+        undo = Undo(partial(_by_inverse, dim))
+        return preserves("distinct values and each element's place", confidence=REFINED, undo=undo)
+    if counts is True:
+        undo = Undo(partial(_by_counts, dim))
+        return preserves("values and how often each follows", confidence=REFINED, undo=undo)
+    if is_single(call):
+        return preserves("one element is distinct", confidence=REFINED, undo=Undo(same_element))
+    return erases("the order goes, and how often values occur")
+
+
+def _by_inverse(dim: int | None, run: Run) -> Tensor:
+    values, inverse = run.output[:2]
+    return values[inverse].view(run.before.shape) if dim is None else values.index_select(dim, inverse)
+
+
+def _by_counts(dim: int | None, run: Run) -> Tensor:
+    rebuilt = run.output[0].repeat_interleave(run.output[-1], dim=dim or 0)
+    return rebuilt.view(run.before.shape)
+
+
+def is_single(call: Call) -> bool:
+    """Whether the first operand has one element, whatever the batch."""
+    return all(isinstance(size, int) and size == 1 for size in call.before.shape)
+
+
+def same_element(run: Run) -> Tensor:
+    """Rebuild an operand that the (first) result has the elements of, in order."""
+    result = run.output if isinstance(run.output, Tensor) else run.output[0]
+    return result.reshape(run.before.shape)
+
+
+@labels(methods="item", atens="_local_scalar_dense item")
+def item(_: Call) -> Verdict:
+    """One element as a number."""
+    return preserves("the number is the element", undo=Undo(_as_tensor))
+
+
+def _as_tensor(run: Run) -> Tensor:
+    return torch.tensor(run.output, dtype=run.before.dtype).view(run.before.shape)
+
+
+@labels(methods="to_sparse to_sparse_coo to_sparse_csr to_sparse_csc to_dense", atens="_to_sparse _to_dense to_dense")
+def sparse(_: Call) -> Verdict:
+    """Another layout of the same elements."""
+    return preserves("zeros are left out, and put back", undo=Undo(_dense))
+
+
+def _dense(run: Run) -> Tensor:
+    return run.output.to_dense()  # type: ignore[no-any-return]
