@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -90,3 +91,14 @@ def release_saved_tensors(ctx: Any) -> None:
 def shares_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors, fake ones included, are views of the same memory."""
     return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def operators(*paths: str) -> tuple[Callable[..., Any], ...]:
+    """Return private functions of `torch` by their paths (`"_weight_norm"`), those that this release has."""
+    found = []
+    for path in paths:
+        try:
+            found.append(operator.attrgetter(path)(torch))
+        except AttributeError:
+            continue
+    return tuple(found)

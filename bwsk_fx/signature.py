@@ -56,7 +56,7 @@ class Settings:
 
     def current(self) -> Hashable:
         """Return classes and settings as they are now, train and eval mode included."""
-        return tuple(_settings_of(module) for _, leaf in self.leaves for module in leaf.modules())
+        return tuple(settings_of(module) for _, leaf in self.leaves for module in leaf.modules())
 
     def hooked_module(self) -> str | None:
         """Return the path of a module with hooks, which a fused region would not run."""
@@ -89,7 +89,8 @@ def _arguments(node: fx.Node, order: dict[fx.Node, int]) -> Hashable:
     return str(spec), tuple(("node", order[leaf]) if isinstance(leaf, fx.Node) else frozen(leaf) for leaf in leaves)
 
 
-def _settings_of(module: nn.Module) -> Hashable:
+def settings_of(module: nn.Module) -> Hashable:
+    """Return the class of a module, the names of its tensors and children, and every other attribute."""
     attributes = tuple((name, frozen(value)) for name, value in vars(module).items() if name not in _OWN)
     return type(module), tuple(module._modules), tuple(module._parameters), tuple(module._buffers), attributes
 

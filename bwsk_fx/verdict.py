@@ -89,7 +89,7 @@ class Verdict:
         rule: The rule's name.
         counted: Whether summaries count the node; see the ruleset for which nodes it counts.
         ruleset: The ruleset that gave the verdict.
-        domain: Where the inverse of an S node holds (`"|x| <= 8.3"`); None for everywhere.
+        domain: The condition under which the inverse of an S node holds (`"x > 0"`); None where it always does.
         undo: The inverse of an S node as code, for `certify`.
     """
 

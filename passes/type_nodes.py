@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -39,8 +39,9 @@ class TypeNodes(Pass):
         """Type all nodes; the nodes themselves stay as they are."""
         load_entry_points()
         dynamic: set[fx.Node] = set()
+        memory: dict[Hashable, Any] = {}
         for node in graph_module.graph.nodes:
-            call = sound.call_at(graph_module, node, dynamic)
+            call = sound.call_at(graph_module, node, dynamic, memory)
             try:
                 if sound.is_dynamic(call):
                     dynamic.add(node)

@@ -113,7 +113,7 @@ def test_gelu_as_s_is_caught_near_its_minimum(monkeypatch):
 
 
 def test_a_claim_without_an_inverse_is_not_believed(monkeypatch):
-    monkeypatch.setitem(registry._RULES, torch.square, lambda call: preserves("trust me"))
+    monkeypatch.setitem(registry._RULES, torch.square, lambda call: preserves("trust me", undo=None))
     certificate, _ = _certified(_Calls(torch.square), torch.randn(4, 8))
     assert "it has no inverse that could be run" in certificate.verdict.rationale
 
@@ -169,7 +169,9 @@ def test_a_vit_is_certified_whole(make_vit, make_images):
     graph = bwsk_fx.capture(make_vit(), make_images())
     certificates = bwsk_fx.certify(graph, make_images())
     assert len(certificates.nodes) == bwsk_fx.summarize(graph).s + len(certificates.demoted)
-    assert [(node.node, node.verdict.rationale) for node in certificates.demoted if node.verdict.label is Label.GRAY] == []
+    assert [
+        (node.node, node.verdict.rationale) for node in certificates.demoted if node.verdict.label is Label.GRAY
+    ] == []
     assert {node.operator for node in certificates.demoted} <= {"Linear"}
     assert {node.meta["bwsk"].confidence for node in graph.graph.nodes if node.name.startswith("add")} == {1.0}
 

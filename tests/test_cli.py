@@ -58,7 +58,7 @@ def test_help_names_the_commands_and_every_option():
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
     text = _run("inspect", "--help").stdout
-    assert all(option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--layers"))
+    assert all(option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify"))
 
 
 def test_the_choices_are_the_librarys():
@@ -140,6 +140,20 @@ def test_inspect_shows_erasure_layer_by_layer():
     assert [line for line in shown.splitlines() if line.startswith("vit.layers.2 ")]
     assert "…" not in shown
     assert so_far in shown.split("what erases it")[0].splitlines()[-2]
+
+
+def test_inspect_certifies_and_compares():
+    small = ["inspect", "vit-tiny-digits", "--layers", 1, "--certify", "--compare"]
+    report = json.loads(_run(*small, "--json").stdout)
+    assert report["certificates"]["demoted"] == 0
+    assert report["certificates"]["certified"] == report["summary"]["s"]
+    fc2 = next(row for row in report["comparison"]["disagreements"] if row["example"] == "vit_layers_0_mlp_fc2")
+    assert (fc2["operator"], fc2["published"], fc2["sound"]) == ("Linear", "S", "K")
+    shown = _run(*small).stdout
+    assert "worst relative round-trip error" in shown
+    assert "leaf-module calls" in shown
+    refused = _run("inspect", "vit-tiny-digits", "--layers", 1, "--certify", "--ruleset", "published")
+    _assert_one_line(refused, '"sound" ruleset')
 
 
 def test_inspect_follows_a_node():

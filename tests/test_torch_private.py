@@ -202,3 +202,9 @@ def shares_storage():
     x = torch.ones(2, 3)
     assert private.shares_storage(x, x[0])
     assert not private.shares_storage(x, x.clone())
+
+
+@check
+def operators():
+    assert private.operators("_weight_norm", "_no_such_operator", "_C._nn.max_unpool2d")
+    assert len(private.operators("_weight_norm", "_no_such_operator", "_C._nn.max_unpool2d")) == 2

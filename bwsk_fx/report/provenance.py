@@ -23,7 +23,7 @@ class PathStep:
         operator: What it calls.
         label: Its label.
         witness: What its inverse needs besides its value.
-        domain: Where its inverse holds; None for everywhere.
+        domain: The condition under which its inverse holds; None where it always does.
         source: `file:line` of the model's code.
     """
 

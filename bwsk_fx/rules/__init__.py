@@ -1,14 +1,14 @@
 """What operators do, one family a file; and what rules of your own are written with.
 
-    import bwsk_fx
-    from bwsk_fx.rules import Call, Example, Run, Undo, preserves
+import bwsk_fx
+from bwsk_fx.rules import Call, Example, Run, Undo, preserves
 
-    def divide(run: Run):
-        return run.output / run.module.factor
+def divide(run: Run):
+return run.output / run.module.factor
 
-    @bwsk_fx.rule(Scale, examples=[Example(Scale(4), (torch.randn(2, 4),))])
-    def scale(call: Call):
-        return preserves("dividing by the factor undoes it", undo=Undo(divide))
+@bwsk_fx.rule(Scale, examples=[Example(Scale(4), (torch.randn(2, 4),))])
+def scale(call: Call):
+return preserves("dividing by the factor undoes it", undo=Undo(divide))
 """
 
 from bwsk_fx.rules.registry import Call, by_products, erases, other_operand, preserves, unproven

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
 from bwsk_fx.rules.bijections import one_bit_each, unchanged, undo_by
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.sizes import short
 from bwsk_fx.rules.spelling import plain_name, spellings
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
 _TRANSFORMERS = "transformers.activations."
-_SATURATION = "until the result rounds to its limit"
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
@@ -74,7 +74,7 @@ def softplus(call: Call) -> Verdict:
         return erases("its two branches overlap, and values around the threshold have two inputs", confidence=REFINED)
     why = "it is strictly increasing and keeps its relative precision: x = y + log(1 - exp(-y))"
     undo = undo_by(partial(_softplus_inverse, beta, threshold))
-    return preserves(why, undo=undo, domain="short of underflow")
+    return preserves(why, undo=undo, domain="the result does not underflow")
 
 
 def _softplus_inverse(beta: float, threshold: float, y: Tensor) -> Tensor:
@@ -157,7 +157,10 @@ def exponential_unit(call: Call) -> Verdict:
         return one_bit_each(call, "a negative alpha folds the axis: one bit per element", REFINED)
     why = "it is strictly increasing, and undone by the logarithm below zero"
     undo = undo_by(partial(_exponential_unit_inverse, alpha, scale, input_scale))
-    return preserves(why, confidence=REFINED, undo=undo, domain=_SATURATION)
+    dtype = call.value.dtype
+    last = math.log(torch.finfo(dtype).eps) / input_scale
+    domain = f"x > {last:.3g}, where the result rounds to its limit in {short(dtype)}"
+    return preserves(why, confidence=REFINED, undo=undo, domain=domain)
 
 
 def _exponential_parameters(call: Call) -> tuple[float, float, float]:

@@ -15,11 +15,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx.rules import sizes
-from bwsk_fx.rules.decomposition import Decomposition, UndecomposableError, decompose
+from bwsk_fx.rules.decomposition import (
+    Decomposition,
+    Template,
+    UndecomposableError,
+    argument_key,
+    decompose,
+    module_key,
+)
 from bwsk_fx.rules.factories import is_made
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call, by_products, erases, judge, other_operand, preserves, unknown, unproven
@@ -45,15 +52,33 @@ class Move:
 
 def compose(call: Call) -> Verdict:
     """Return the verdict of a call without a rule from its decomposition; GRAY where there is none."""
-    args, kwargs = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, dict(call.kwargs)))
-    operands = [operand.meta["val"] for operand in call.operands]
-    target = call.node.target if call.module is None else call.module
     try:
-        parts = decompose(target, args, kwargs, operands)  # type: ignore[arg-type]
+        parts = _decomposed(call)
     except UndecomposableError as error:
         return unknown(call, str(error))
     verdict = _composed(call, parts)
     return replace(verdict, rule=_NAME, rationale=f"{_NAME}: {verdict.rationale}")
+
+
+def _decomposed(call: Call) -> Decomposition:
+    """Decompose a call, or take the decomposition of an equal module that was typed before."""
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, dict(call.kwargs)))
+    operands = [operand.meta["val"] for operand in call.operands]
+    if call.module is None:
+        return decompose(call.node.target, args, kwargs, operands)  # type: ignore[arg-type]
+    key = (module_key(call.module), argument_key((args, kwargs)), argument_key(operands))
+    if key not in call.memory:
+        call.memory[key] = _template(call.module, args, kwargs, operands)
+    if isinstance(call.memory[key], UndecomposableError):
+        raise call.memory[key]
+    return call.memory[key].of_module(call.module)
+
+
+def _template(module: nn.Module, args: Any, kwargs: Any, operands: list[Tensor]) -> Template | UndecomposableError:
+    try:
+        return Template.of(decompose(module, args, kwargs, operands), module)
+    except UndecomposableError as error:
+        return error
 
 
 def _composed(call: Call, parts: Decomposition) -> Verdict:
@@ -154,7 +179,7 @@ def _draws(parts: Decomposition, node: fx.Node) -> bool:
 def _verdict_of(parts: Decomposition, step: fx.Node) -> Verdict:
     call = parts.call(step)
     if _is_part(step) and not isinstance(step.args[0].meta["val"], Tensor):  # type: ignore[union-attr]
-        return preserves("one of the results of the step before")
+        return unproven("one of the results of the step before")
     if not call.operands:
         return unproven("it draws random values")
     verdict = judge(call)

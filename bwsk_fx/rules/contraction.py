@@ -21,7 +21,7 @@ from bwsk_fx.rules.sizes import as_int, elements
 from bwsk_fx.rules.undo import Factors, Run, Undo, unbroadcast, wide
 from bwsk_fx.verdict import NOTHING, REFINED, Verdict, Witness
 
-FULL_RANK = "where the factor at hand has full rank"
+FULL_RANK = "the factor at hand has full rank"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _fixed(call: Call, form: Windows, image: list[int], out: list[int]) -> Verdi
         "kernel's system has full rank, as it has for almost every kernel of this shape; certify shows it"
     )
     undo = Undo(rebuild, condition=condition)
-    return preserves(why, others(call, 0), REFINED, undo=undo, domain="where the kernel's system has full rank")
+    return preserves(why, others(call, 0), REFINED, undo=undo, domain="the kernel's system has full rank")
 
 
 _SPATIAL_NAMES = {1: ("token",), 2: ("height", "width"), 3: ("depth", "height", "width")}

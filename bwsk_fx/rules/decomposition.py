@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call
 from bwsk_fx.rules.single import Target, run_target
+from bwsk_fx.signature import frozen, settings_of
 
 
 class UndecomposableError(Exception):
@@ -75,6 +77,52 @@ def decompose(
                 f"it cannot be decomposed: {type(error).__name__}: {_first_line(error)}"
             ) from error
     return recorder.finish(result)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The decomposition of a module, for all modules that differ from it in nothing but their tensors' values.
+
+    Attributes:
+        parts: The decomposition.
+        names: The placeholders that stand for the module's own parameters and buffers, with their names.
+    """
+
+    parts: Decomposition
+    names: Mapping[fx.Node, str]
+
+    @classmethod
+    def of(cls, parts: Decomposition, module: nn.Module) -> Template:
+        """Find the module's own tensors among the static ones of its decomposition."""
+        own = {id(tensor): name for name, tensor in _own_tensors(module).items()}
+        return cls(parts, {node: own[id(tensor)] for node, tensor in parts.statics.items() if id(tensor) in own})
+
+    def of_module(self, module: nn.Module) -> Decomposition:
+        """Return the decomposition with the tensors of `module`; what was returned before has them as well."""
+        tensors = _own_tensors(module)
+        for node, name in self.names.items():
+            node.meta["val"] = tensors[name]
+        return replace(self.parts, statics=self.parts.statics | {node: node.meta["val"] for node in self.names})
+
+
+def module_key(module: nn.Module) -> Hashable:
+    """Return what decides how a module computes: classes, settings, and the kinds of its parameters and buffers."""
+    own = {name: _kind(tensor) for name, tensor in _own_tensors(module).items()}
+    return tuple(settings_of(part) for part in module.modules()), tuple(own.items())
+
+
+def argument_key(values: Any) -> Hashable:
+    """Return what decides how a call computes: shapes, dtypes and strides of tensors, and all other values."""
+    leaves, spec = pytree.tree_flatten(values)
+    return str(spec), tuple(_kind(leaf) if isinstance(leaf, Tensor) else frozen(leaf) for leaf in leaves)
+
+
+def _kind(tensor: Tensor) -> Hashable:
+    return str(tensor.shape), tensor.dtype, str(tensor.stride()), tensor.device, tensor.requires_grad
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 
 class _Steps(TorchDispatchMode):
@@ -151,7 +199,9 @@ def _undisturbed(target: Target, operands: Sequence[Tensor]) -> Iterator[None]:
     """Run under the operands' fake mode, if any, and give a module its attributes and buffers back."""
     mode = next((operand.fake_mode for operand in operands if hasattr(operand, "fake_mode")), nullcontext())
     module = target if isinstance(target, nn.Module) else None
-    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(module), mode:
+    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(module), mode, warnings.catch_warnings():
+        # Sizes that vary with the batch are numbers here; nobody runs this graph.
+        warnings.filterwarnings("ignore", message="Raw SymInt value")
         yield
 
 

@@ -56,7 +56,7 @@ def distances_between(call: Call) -> Verdict:
         bits = None if total is None else total // max(width, 1)
         return erases("a point and its mirror image have the same distances", bits=bits, confidence=REFINED)
     number = call.operands.index(mine)
-    undo, domain = Undo(_trilaterate if mine is one else _trilaterate_other, (number,)), "where the others span space"
+    undo, domain = Undo(_trilaterate if mine is one else _trilaterate_other, (number,)), "the others span space"
     why = f"{count} distances determine {width} elements"
     return preserves(why, others(call, number), REFINED, undo=undo, domain=domain)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from bwsk_fx.rules.bijections import Bijection, identity, on_integers, one_bit_each, one_to_one
 from bwsk_fx.rules.registry import Call, erases, labels
+from bwsk_fx.rules.sizes import short
 from bwsk_fx.rules.spelling import plain_name, spellings
 from bwsk_fx.verdict import REFINED, Verdict
 
-_OVERFLOW = "short of overflow and underflow"
-_SATURATION = "until the result rounds to its limit"
+_OVERFLOW = "the result neither overflows nor underflows"
+_SATURATION = "the result rounds to its limit"
 
 
 def _power_of_ten(y: Tensor) -> Tensor:
@@ -90,7 +93,19 @@ def strictly_monotone(call: Call) -> Verdict:
     """Strictly monotone on its domain, with an inverse of its own."""
     name = plain_name(call).removesuffix("_forward")
     name = ALIASES.get(name, name)
-    return one_to_one(call, name, _function(name), BIJECTIONS[name])
+    bijection, dtype = BIJECTIONS[name], call.value.dtype
+    if bijection.domain == _SATURATION and dtype.is_floating_point:
+        domain = f"|x| < {_last_apart(name, dtype):.3g}, where {_SATURATION} in {short(dtype)}"
+        bijection = replace(bijection, domain=domain)
+    return one_to_one(call, name, _function(name), bijection)
+
+
+@cache
+def _last_apart(name: str, dtype: torch.dtype) -> float:
+    """Return the size of the operand whose result is the last one before a limit of the function in a dtype."""
+    limits = _function(name)(torch.tensor([1e300, -1e300], dtype=torch.float64))
+    last = BIJECTIONS[name].inverse(limits * (1 - torch.finfo(dtype).eps))
+    return float(last[limits != 0].abs().amin())
 
 
 def _function(name: str) -> Callable[[Tensor], Tensor]:

@@ -82,7 +82,7 @@ def _less_the_other(call: Call, own: float, weight: float) -> Verdict:
     verdict, other = _scaled(call, own, estimate), _other(call)
     if verdict.undo is None:
         return verdict
-    domain = "where the other summand does not absorb it"
+    domain = "the other summand does not absorb it"
     witness = witness_of(call, other)
     if witness.names:
         why = f"{call.operands[0].name} is rebuilt from the result and {witness.names[0]}"
@@ -130,7 +130,7 @@ def _scaled(call: Call, factor: Any, estimate: Callable[[Run], Tensor]) -> Verdi
         if not math.isfinite(abs(factor)):
             return erases(f"the factor is {factor}", call.elements(), confidence=REFINED)
         why = f"the factor {factor} is not zero, so dividing by it undoes it"
-        return from_result(why, estimate, domain="short of overflow and underflow")
+        return from_result(why, estimate, domain="the result neither overflows nor underflows")
     if call.before.dtype is torch.bool:
         return from_result("True becomes the factor, and False zero", estimate)
     zeros = trailing_zeros(int(factor))
@@ -192,7 +192,7 @@ def _product(call: Call, other: Any) -> Verdict:
     if not _inexact(call.value.dtype) or (isinstance(value, Tensor) and not _inexact(value.dtype)):
         return unproven("whether an integer factor has an inverse, or is zero, depends on its values")
     why = f"dividing by {other.name} undoes it"
-    return from_result(why, _over_other, witness_of(call, other), OPERATOR, "where it is not zero")
+    return from_result(why, _over_other, witness_of(call, other), OPERATOR, "it is not zero")
 
 
 def _static_factor(call: Call, factor: Tensor) -> Verdict:
@@ -262,7 +262,7 @@ def _quotient(call: Call, divisor: Any) -> Verdict:
         if divisor == 0 or not math.isfinite(abs(divisor)):
             return erases(f"the divisor is {divisor}", call.elements(), confidence=REFINED)
         why = f"the divisor {divisor} is a number other than zero, so multiplying by it undoes it"
-        return from_result(why, _times_other, domain="short of overflow and underflow")
+        return from_result(why, _times_other, domain="the result neither overflows nor underflows")
     known = call.static(divisor)
     if known is not None:
         kept = (known != 0) & torch.isfinite(known)
@@ -271,7 +271,7 @@ def _quotient(call: Call, divisor: Any) -> Verdict:
     if not _inexact(call.before.dtype):
         return unproven("whether an integer survives a division depends on the divisor")
     why = f"multiplying by {divisor.name} undoes it"
-    return from_result(why, _times_other, witness_of(call, divisor), OPERATOR, "where it is neither zero nor infinite")
+    return from_result(why, _times_other, witness_of(call, divisor), OPERATOR, "it is neither zero nor infinite")
 
 
 def _divisor(call: Call, dividend: Any) -> Verdict:
@@ -279,7 +279,7 @@ def _divisor(call: Call, dividend: Any) -> Verdict:
     if is_number(dividend):
         if dividend == 0:
             return erases("the dividend is zero", call.elements(), confidence=REFINED)
-        return from_result(f"{dividend} over the result is the operand", _other_over, domain="where it is not zero")
+        return from_result(f"{dividend} over the result is the operand", _other_over, domain="it is not zero")
     known = call.static(dividend)
     if known is not None:
         why = "the static dividend over the result is the operand"
@@ -287,7 +287,7 @@ def _divisor(call: Call, dividend: Any) -> Verdict:
     if not _inexact(call.before.dtype):
         return unproven("whether an integer divisor comes back depends on the dividend")
     why = f"{dividend.name} over the result is the operand"
-    return from_result(why, _other_over, witness_of(call, dividend), OPERATOR, "where neither is zero")
+    return from_result(why, _other_over, witness_of(call, dividend), OPERATOR, "neither is zero")
 
 
 def _times_other(run: Run) -> Tensor:

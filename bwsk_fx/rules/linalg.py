@@ -250,7 +250,7 @@ def eigvalsh(call: Call) -> Verdict:
 def inverse(call: Call) -> Verdict:
     """The inverse of the inverse."""
     return preserves(
-        "inverting again rebuilds the operand", confidence=REFINED, undo=Undo(_undo_inverse), domain="regular matrices"
+        "inverting again rebuilds the operand", confidence=REFINED, undo=Undo(_undo_inverse), domain="the matrix is regular"
     )
 
 
@@ -294,7 +294,7 @@ def _undo_pseudo_inverse(run: Run) -> Tensor:
 def tensor_inverse(call: Call) -> Verdict:
     """The inverse of a tensor as a matrix."""
     return preserves(
-        "inverting again rebuilds the operand", confidence=REFINED, undo=Undo(_undo_tensorinv), domain="regular tensors"
+        "inverting again rebuilds the operand", confidence=REFINED, undo=Undo(_undo_tensorinv), domain="the tensor is regular"
     )
 
 

@@ -59,7 +59,7 @@ def look_up(call: Call, table: Any, index: Any, prepare: Any = None) -> Verdict:
     number = call.operands.index(index)
     undo = Undo(partial(_row_numbers, prepare), (number,))
     return preserves(
-        "each row of the static table tells its number", undo=undo, domain="rows that differ, from row 0 on"
+        "each row of the static table tells its number", undo=undo, domain="rows differ, and indices count from row 0"
     )
 
 
@@ -137,7 +137,7 @@ def unravel_index(call: Call) -> Verdict:
     if call.argument(0, "indices") is not call.operands[0] or len(call.operands) > 1:
         return unproven("the shape varies, too")
     undo = Undo(_ravelled)
-    return preserves("coordinates and shape tell the index", undo=undo, domain="indices from 0")
+    return preserves("coordinates and shape tell the index", undo=undo, domain="indices count from 0")
 
 
 def _ravelled(run: Run) -> Tensor:

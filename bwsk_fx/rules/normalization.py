@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, along, axis_rule, mapped
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
@@ -187,7 +188,7 @@ def layer_norm(call: Call) -> Verdict:
     return normalised(_LAYER, call)
 
 
-@labels(nn.RMSNorm, F.rms_norm, torch.rms_norm, torch._fused_rms_norm, atens="rms_norm _fused_rms_norm")
+@labels(nn.RMSNorm, F.rms_norm, torch.rms_norm, *private.operators("_fused_rms_norm"), atens="rms_norm _fused_rms_norm")
 def rms_norm(call: Call) -> Verdict:
     """RMSNorm: rstd undoes it."""
     return normalised(_RMS, call)
@@ -212,7 +213,7 @@ def batch_norm(call: Call) -> Verdict:
     return _by_mode(form, call, call.option(5, "training", False))
 
 
-@labels(torch.batch_norm, torch.native_batch_norm, torch._native_batch_norm_legit)
+@labels(torch.batch_norm, torch.native_batch_norm, *private.operators("_native_batch_norm_legit"))
 @labels(atens="batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional")
 def native_batch_norm(call: Call) -> Verdict:
     """ATen forms of BatchNorm that are told their mode."""
@@ -274,7 +275,7 @@ def _sizes(value: Tensor, dims: Sequence[int]) -> list[Any]:
     return [value.shape[dim] for dim in dims] if value.dim() else [1]
 
 
-@labels(torch._weight_norm, atens="_weight_norm_interface")
+@labels(*private.operators("_weight_norm"), atens="_weight_norm_interface")
 def weight_norm(call: Call) -> Verdict:
     """Directions times lengths: v / |v| keeps no length of v."""
     direction, length = call.argument(0, "v"), call.argument(1, "g")

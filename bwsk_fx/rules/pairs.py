@@ -45,7 +45,7 @@ def atan2(call: Call) -> Verdict:
     if known is not None and not bool((known != 0).all()):
         return erases("where the static coordinate is zero, the angle is that of an axis", confidence=REFINED)
     why = "the tangent of the result times the other coordinate is the operand"
-    return from_result(why, _height, witness_of(call, width), OPERATOR, "where the other coordinate is not zero")
+    return from_result(why, _height, witness_of(call, width), OPERATOR, "the other coordinate is not zero")
 
 
 def _height(run: Run) -> Tensor:
@@ -67,7 +67,7 @@ def logaddexp(call: Call) -> Verdict:
     other = right if left is call.operands[0] else left
     why = "the exponential of the result less that of the other operand is the operand's"
     rebuild = partial(_log_difference, base)
-    return from_result(why, rebuild, witness_of(call, other), OPERATOR, "where the other operand does not absorb it")
+    return from_result(why, rebuild, witness_of(call, other), OPERATOR, "the other operand does not absorb it")
 
 
 def _moved_back(base: float, run: Run) -> Tensor:
@@ -95,7 +95,7 @@ def xlogy(call: Call) -> Verdict:
             return _over_known_logarithm(call, known)
         why = "the result over the logarithm is the operand"
         rebuild = partial(_over_logarithm, plain_name(call))
-        domain = "where the logarithm is finite and not zero"
+        domain = "the logarithm is finite and not zero"
         return from_result(why, rebuild, witness_of(call, inside), OPERATOR, domain)
     if is_number(factor):
         if factor == 0:
@@ -141,7 +141,7 @@ def ldexp(call: Call) -> Verdict:
         _unscaled,
         witness_of(call, exponent),
         OPERATOR,
-        "short of overflow and underflow",
+        "the result neither overflows nor underflows",
     )
 
 
@@ -176,7 +176,7 @@ def lerp(call: Call) -> Verdict:
         if not bool(kept.all()):
             return where_kept(call, kept, "", _start, "a weight of one takes the end alone")
     why = "taking the weighted end off the result leaves the weighted start"
-    return from_result(why, _start, witness_of(call, end, weight), OPERATOR, "where the weight is not one")
+    return from_result(why, _start, witness_of(call, end, weight), OPERATOR, "the weight is not one")
 
 
 def _start(run: Run) -> Tensor:
@@ -192,7 +192,7 @@ def added(call: Call) -> Verdict:
     if first is not call.operands[0] or any(factor is first for factor in factors):
         return unproven("only the summand is covered, not the factors")
     why = "the result less the product is the operand"
-    domain = "where the product does not absorb it"
+    domain = "the product does not absorb it"
     return from_result(why, _less_product, witness_of(call, *factors), OPERATOR, domain)
 
 

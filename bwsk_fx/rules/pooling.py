@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, other_operand, preserves, unproven
 from bwsk_fx.rules.separable import separable
 from bwsk_fx.rules.sizes import elements
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import NOTHING, OPERATOR, REFINED, Verdict
 
-_nn = torch._C._nn
+
+def _spatial_operators(names: str) -> tuple[Any, ...]:
+    """Return what `torch.nn.functional` calls underneath, by space-separated names."""
+    return private.operators(*(f"_C._nn.{name}" for name in names.split()))
 
 
 def _same(run: Run) -> Tensor:
@@ -76,7 +80,7 @@ def _average(
 
 @labels(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 @labels(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-@labels(_nn.adaptive_avg_pool2d, _nn.adaptive_avg_pool3d)
+@labels(*_spatial_operators("adaptive_avg_pool2d adaptive_avg_pool3d"))
 @labels(atens="adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d")
 def adaptive_average_pool(call: Call) -> Verdict:
     """Averages over windows that fit the result; where none is left out, each window adds at most one new element."""
@@ -90,7 +94,7 @@ def _adaptive(_: int, before: int, after: int) -> Tensor:
 @labels(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
 @labels(F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices)
 @labels(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, torch.max_pool1d_with_indices)
-@labels(_nn.max_pool2d_with_indices, _nn.max_pool3d_with_indices)
+@labels(*_spatial_operators("max_pool2d_with_indices max_pool3d_with_indices"))
 @labels(atens="max_pool1d max_pool2d max_pool3d")
 @labels(atens="max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices")
 def max_pool(call: Call) -> Verdict:
@@ -113,7 +117,7 @@ def max_pool(call: Call) -> Verdict:
 @labels(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 @labels(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
 @labels(F.adaptive_max_pool1d_with_indices, F.adaptive_max_pool2d_with_indices, F.adaptive_max_pool3d_with_indices)
-@labels(torch.adaptive_max_pool1d, _nn.adaptive_max_pool2d, _nn.adaptive_max_pool3d)
+@labels(torch.adaptive_max_pool1d, *_spatial_operators("adaptive_max_pool2d adaptive_max_pool3d"))
 @labels(atens="adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
 def adaptive_max_pool(call: Call) -> Verdict:
     """The largest element of windows that fit the result."""
@@ -124,7 +128,7 @@ def adaptive_max_pool(call: Call) -> Verdict:
 
 @labels(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, F.fractional_max_pool2d, F.fractional_max_pool3d)
 @labels(F.fractional_max_pool2d_with_indices, F.fractional_max_pool3d_with_indices)
-@labels(_nn.fractional_max_pool2d, _nn.fractional_max_pool3d)
+@labels(*_spatial_operators("fractional_max_pool2d fractional_max_pool3d"))
 @labels(nn.LPPool1d, nn.LPPool2d, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 @labels(atens="fractional_max_pool2d fractional_max_pool3d")
 def other_pool(call: Call) -> Verdict:
@@ -140,7 +144,7 @@ def _counted(call: Call) -> Verdict:
 
 
 @labels(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d, F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
-@labels(_nn.max_unpool2d, _nn.max_unpool3d, atens="max_unpool2d max_unpool3d")
+@labels(*_spatial_operators("max_unpool2d max_unpool3d"), atens="max_unpool2d max_unpool3d")
 def max_unpool(call: Call) -> Verdict:
     """Values are put at given places of a plane of zeros, and found there again."""
     indices, spatial = call.argument(1, "indices"), _spatial(call)

@@ -62,7 +62,7 @@ def _with_exponent(call: Call, exponent: Any) -> Verdict:
     if exponent % 2 == 0:
         return one_bit_each(call, "both signs give one result: one bit per element", REFINED)
     why = f"the power {exponent} is strictly monotone on its domain, so its root undoes it"
-    domain = "short of overflow and underflow" if float(exponent).is_integer() else "x >= 0"
+    domain = "the result neither overflows nor underflows" if float(exponent).is_integer() else "x >= 0"
     return from_result(why, partial(_root, exponent), domain=domain)
 
 
@@ -115,7 +115,7 @@ def _with_exponents(call: Call, exponents: Tensor) -> Verdict:
     if not bool(kept.all()):
         return erases("even exponents erase the sign", confidence=REFINED)
     why = "no exponent is even, so each power is strictly monotone on its domain, and its root undoes it"
-    return from_result(why, _roots, domain="x >= 0 where the exponent is no integer")
+    return from_result(why, _roots, domain="x >= 0, or the exponent is an integer")
 
 
 def _roots(run: Run) -> Tensor:
@@ -139,7 +139,7 @@ def _of_base(call: Call, base: Any) -> Verdict:
     if base < 0:
         return erases("a negative base has a real power for integers only", confidence=REFINED)
     why = f"an exponential with base {base} is strictly monotone and undone by its logarithm"
-    return from_result(why, partial(_logarithm, base), domain="short of overflow and underflow")
+    return from_result(why, partial(_logarithm, base), domain="the result neither overflows nor underflows")
 
 
 def _logarithm(base: float, run: Run) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.affine import batch, first
 from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.composition import compose
@@ -213,7 +214,7 @@ def cross(call: Call) -> Verdict:
         number = call.operands.index(operand)
         undo = Undo(partial(_undo_cross, 0 if operand is left else 1), (number,))
         why = "several vectors meet the same one, and determine it unless they are parallel"
-        return preserves(why, others(call, number), REFINED, undo=undo, domain="where the others are not all parallel")
+        return preserves(why, others(call, number), REFINED, undo=undo, domain="the others are not all parallel")
     lost = None if total is None else total // 3
     return erases("the component parallel to the other vector is lost", lost, confidence=REFINED)
 
@@ -254,7 +255,7 @@ def _undo_vander(run: Run) -> Tensor:
     return run.output[..., -2 if falling else 1].reshape(run.before.shape)
 
 
-@labels(torch._scaled_mm, F.scaled_mm, atens="_scaled_mm _scaled_mm_v2")
+@labels(*private.operators("_scaled_mm"), F.scaled_mm, atens="_scaled_mm _scaled_mm_v2")
 def scaled_product(call: Call) -> Verdict:
     """A product of scaled eight-bit matrices."""
     if not all(isinstance(scale, fx.Node) for scale in _scales(call)):

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
 from bwsk_fx.rules.bits import pack_bits, unpack_bits
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
@@ -49,7 +50,7 @@ _SOURCES = (torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_l
 
 
 @labels(*_SOURCES, torch.randint_like, torch.normal, torch.poisson, torch.binomial)
-@labels(torch._standard_gamma, torch._sample_dirichlet, ops="bernoulli multinomial")
+@labels(*private.operators("_standard_gamma", "_sample_dirichlet"), ops="bernoulli multinomial")
 @labels(methods="bernoulli_ uniform_ normal_ cauchy_ exponential_ geometric_ log_normal_ random_")
 @labels(atens="rand randn randint randperm rand_like randn_like randint_like normal normal_functional poisson binomial")
 @labels(atens="_standard_gamma _sample_dirichlet cauchy exponential geometric log_normal random uniform")

@@ -54,7 +54,7 @@ def _single(call: Call) -> Verdict:
         "the dimension has one element, so nothing is merged",
         confidence=REFINED,
         undo=Undo(same_element),
-        domain="no NaN" if "nan" in _name_of(call) else None,
+        domain="there is no NaN" if "nan" in _name_of(call) else None,
     )
 
 

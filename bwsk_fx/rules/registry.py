@@ -11,8 +11,8 @@ The registry is filled while the family files are imported, and never after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,11 +33,13 @@ class Call(Arguments):
         node: The node; its values are fake tensors.
         module: The leaf module of a `call_module` node, else None.
         dynamic: All nodes of the graph whose values are dynamic.
+        memory: What typing has found out about equal modules; shared by the calls of one graph.
     """
 
     node: fx.Node
     module: Any
     dynamic: Collection[fx.Node]
+    memory: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def args(self) -> tuple[Any, ...]:  # type: ignore[override]
@@ -112,7 +114,7 @@ def judge(call: Call) -> Verdict | None:
     rule = rule_of(call)
     if rule is None:
         return None
-    if call.operands and call.elements() == 0:
+    if call.operands and isinstance(call.before, torch.Tensor) and call.elements() == 0:
         verdict = preserves("there is no element to erase", undo=Undo(no_elements))
     else:
         verdict = _without_narrowing(call, rule(call))
@@ -135,10 +137,15 @@ def no_elements(run: Run) -> torch.Tensor:
     return torch.empty_like(run.before, device="cpu")
 
 
+_REINTERPRETS = ("Tensor.view", "view.dtype")  # the same bits in another dtype
+
+
 def _without_narrowing(call: Call, verdict: Verdict) -> Verdict:
     """Return a K verdict where a call labelled S also rounds its result to a smaller dtype."""
     result, operand = call.node.meta["val"], call.before
-    if verdict.label is not Label.S or not isinstance(result, torch.Tensor):
+    if verdict.label is not Label.S or not isinstance(result, torch.Tensor) or not isinstance(operand, torch.Tensor):
+        return verdict
+    if isinstance(call.argument(1, "dtype"), torch.dtype) and target_name(call) in _REINTERPRETS:
         return verdict
     if not (operand.is_floating_point() and result.is_floating_point()) or sizes.widens(operand.dtype, result.dtype):
         return verdict
@@ -165,10 +172,10 @@ def preserves(
     witness: Witness = NOTHING,
     confidence: float = OPERATOR,
     *,
-    undo: Undo | None = None,
+    undo: Undo,
     domain: str | None = None,
 ) -> Verdict:
-    """Return an S verdict; `undo` is the code that rebuilds the operand, and `domain` says where it holds."""
+    """Return an S verdict; `undo` is the code that rebuilds the operand, and `domain` is the condition under which it holds."""
     return Verdict(Label.S, witness, None, confidence, why, "", domain=domain, undo=undo)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.separable import separable, spatial_sizes
 from bwsk_fx.rules.single import run_target
@@ -86,7 +87,7 @@ def upsample_nearest(call: Call) -> Verdict:
 
 
 @labels(atens="upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d")
-@labels(torch._C._nn._upsample_bilinear2d_aa, torch._C._nn._upsample_bicubic2d_aa)
+@labels(*private.operators("_C._nn._upsample_bilinear2d_aa", "_C._nn._upsample_bicubic2d_aa"))
 @labels(atens="_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa")
 def upsample_smooth(call: Call) -> Verdict:
     """Linear, cubic and antialiased resampling in ATen."""

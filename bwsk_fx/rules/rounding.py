@@ -55,7 +55,7 @@ def nextafter(_: Call) -> Verdict:
 @labels(*spellings("nan_to_num"))
 def nan_to_num(_: Call) -> Verdict:
     """Leaves finite numbers alone."""
-    return unchanged("finite numbers stay what they are", "finite operands")
+    return unchanged("finite numbers stay what they are", "the operand is finite")
 
 
 @labels(*spellings("clamp clip clamp_min clamp_max"))
@@ -67,7 +67,7 @@ def clamp(call: Call) -> Verdict:
     if not dtype.is_complex and dtype is not torch.bool and call.value.dtype is dtype:
         info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
         if _at_most(low, info.min) and _at_most(_negative(high), -info.max):
-            return unchanged("the bounds are the ends of the dtype's range", "finite operands")
+            return unchanged("the bounds are the ends of the dtype's range", "the operand is finite")
     return erases("everything outside the bounds becomes a bound")
 
 

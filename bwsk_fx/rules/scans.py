@@ -42,7 +42,7 @@ def running_logsumexp(call: Call) -> Verdict:
     if call.value.dtype.is_complex:
         return erases("a complex logarithm has many branches")
     undo = Undo(_log_differences)
-    return preserves("differences of exponentials rebuild it", undo=undo, domain="summands that are not absorbed")
+    return preserves("differences of exponentials rebuild it", undo=undo, domain="no summand is absorbed")
 
 
 def _log_differences(run: Run) -> Tensor:

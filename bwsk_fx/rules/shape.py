@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped
 from bwsk_fx.rules.axis_table import Axis, Layout
 from bwsk_fx.rules.axis_view import reshape
@@ -116,7 +117,12 @@ def combinations(call: Call) -> Verdict:
 
 
 @labels(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack, torch.dstack)
-@labels(torch.row_stack, torch.column_stack, torch._chunk_cat, atens="cat stack hstack vstack dstack column_stack")
+@labels(
+    torch.row_stack,
+    torch.column_stack,
+    *private.operators("_chunk_cat"),
+    atens="cat stack hstack vstack dstack column_stack",
+)
 @labels(torch.block_diag, torch.atleast_1d, torch.atleast_2d, torch.atleast_3d)
 @labels(atens="concat concatenate row_stack _chunk_cat _stack block_diag atleast_1d atleast_2d atleast_3d")
 def join(call: Call) -> Verdict:

@@ -46,7 +46,7 @@ def _normalised(call: Call, sign: float, what: str, takes_log: bool) -> Verdict:
     witness = by_products("logsumexp", elements=rows)
     undo = Undo(partial(_logits, sign, takes_log), by_products=partial(_normaliser, sign))
     why = f"{what} the logsumexp of each row is the operand"
-    return preserves(why, witness, undo=undo, domain="short of underflow" if takes_log else None)
+    return preserves(why, witness, undo=undo, domain="the result does not underflow" if takes_log else None)
 
 
 def _logits(sign: float, takes_log: bool, run: Run) -> Tensor:

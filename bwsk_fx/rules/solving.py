@@ -81,7 +81,7 @@ def matrix_of(call: Call, matrix: Any, side: Any) -> Verdict:
     number = call.operands.index(matrix)
     why = "as many right-hand sides as unknowns determine the matrix"
     undo = Undo(_undo_matrix, (number,))
-    return preserves(why, others(call, number), REFINED, undo=undo, domain="where the solutions have full rank")
+    return preserves(why, others(call, number), REFINED, undo=undo, domain="the solutions have full rank")
 
 
 def system_terms(arguments: Arguments) -> Terms:
@@ -200,7 +200,7 @@ def linalg_lu_solve(call: Call) -> Verdict:
         return erases(f"{count} solutions do not determine the matrix", lost, confidence=REFINED)
     number = call.operands.index(packed)
     undo = Undo(_undo_factors, (number,))
-    why, domain = "solutions and right-hand sides determine the factors", "where the solutions have full rank"
+    why, domain = "solutions and right-hand sides determine the factors", "the solutions have full rank"
     return preserves(why, others(call, number), REFINED, undo=undo, domain=domain)
 
 
@@ -293,7 +293,7 @@ def _least_squares_matrix(call: Call, rows: int, columns: int, side: Any) -> Ver
         return erases("the solutions do not determine the matrix", lost, confidence=REFINED)
     if count < rows or right.shape[:-2] != matrix.shape[:-2]:
         return unproven("whether the solutions determine the matrix depends on them")
-    why, domain = "the solutions are the pseudo-inverse times the right-hand sides", "where all have full rank"
+    why, domain = "the solutions are the pseudo-inverse times the right-hand sides", "all have full rank"
     return preserves(why, confidence=REFINED, undo=Undo(_undo_pseudo_inverse), domain=domain)
 
 

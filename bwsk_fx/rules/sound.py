@@ -8,8 +8,9 @@ output; they carry S verdicts that say why.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -88,9 +89,22 @@ def dynamic_nodes(graph_module: fx.GraphModule) -> set[fx.Node]:
     return dynamic
 
 
-def call_at(graph_module: fx.GraphModule, node: fx.Node, dynamic: Collection[fx.Node]) -> Call:
-    """Return a node as rules see it; `dynamic` holds the dynamic nodes before it."""
-    return Call(node, graph_module.get_submodule(node.target) if node.op == "call_module" else None, dynamic)  # type: ignore[arg-type]
+def call_at(
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    dynamic: Collection[fx.Node],
+    memory: dict[Hashable, Any] | None = None,
+) -> Call:
+    """Return a node as rules see it.
+
+    Args:
+        graph_module: The graph.
+        node: The node.
+        dynamic: The dynamic nodes before it.
+        memory: What the calls of one graph share.
+    """
+    module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return Call(node, module, dynamic, {} if memory is None else memory)
 
 
 def has_tensor(node: fx.Node) -> bool:

@@ -78,7 +78,7 @@ def stft(call: Call) -> Verdict:
     if not call.is_dynamic(call.args[0]) or as_int(form.length) is None or call.argument(10, "align_to_window"):
         return unproven("only its window is dynamic, its length varies with the batch, or windows are aligned")
     if call.is_dynamic(form.shape):
-        domain = "where windows that are not zero cover the signal"
+        domain = "windows that are not zero cover the signal"
         witness = other_operand(call.operands[1])
         return preserves("the window is at hand", witness, REFINED, undo=Undo(_undo_stft), domain=domain)
     shape = call.static(form.shape)

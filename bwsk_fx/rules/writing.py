@@ -219,7 +219,7 @@ def _times(call: Call, source: Any) -> Verdict:
     if zero:
         return erases("a factor is zero")
     undo = Undo(_without_product)
-    return preserves("dividing by what it multiplies with", _others(call), undo=undo, domain="where no factor is zero")
+    return preserves("dividing by what it multiplies with", _others(call), undo=undo, domain="no factor is zero")
 
 
 def _merged(call: Call, written: Any, source: Any) -> Verdict:

@@ -57,7 +57,9 @@ def full_name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
 
 
-def survey(op: Any, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64), limit: int | None = None) -> Survey:
+def survey(
+    op: Any, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64), limit: int | None = None
+) -> Survey:
     """Type the samples of one operator, at most `limit` per dtype, and run what the S labels claim."""
     result = Survey(full_name(op))
     supported = op.supported_dtypes("cpu")
@@ -97,7 +99,9 @@ def _run_claim(executed: Any, verdict: Any, where: str, result: Survey) -> None:
     trip = round_trip(executed, verdict)
     if not trip.holds:
         shapes = [tuple(operand.shape) for operand in executed.run.operands]
-        result.wrong.append(f"{where} {shapes} {verdict.rule}: {trip.note or f'error {trip.error:.1e}'}, {trip.wrong}/{trip.elements}")
+        result.wrong.append(
+            f"{where} {shapes} {verdict.rule}: {trip.note or f'error {trip.error:.1e}'}, {trip.wrong}/{trip.elements}"
+        )
     elif not trip.complete:
         result.incomplete.append(f"{where}: {trip.lost}/{trip.elements}")
 

@@ -1,6 +1,6 @@
 """Every operator of PyTorch's own database is typed, and no S label is false.
 
-By default each operator has two samples in float32; `pytest -m opinfo` takes all samples in float32 and float64.
+By default each operator has five samples per dtype; `pytest -m opinfo` takes all samples in float32 and float64.
 """
 
 from collections import Counter
@@ -11,8 +11,10 @@ import torch
 
 from bwsk_fx.verdict import Label
 
-CAPPED = pytest.param(((torch.float32,), 2), id="capped")
-ALL = pytest.param(((torch.float32, torch.float64), None), id="all", marks=[pytest.mark.opinfo, pytest.mark.timeout(3600)])
+CAPPED = pytest.param(((torch.float32, torch.float64), 5), id="capped")
+ALL = pytest.param(
+    ((torch.float32, torch.float64), None), id="all", marks=[pytest.mark.opinfo, pytest.mark.timeout(3600)]
+)
 
 
 @pytest.fixture(scope="module", params=[CAPPED, ALL])

@@ -35,7 +35,12 @@ def _verdict(target, *args):
 
 @pytest.mark.parametrize(
     "target",
-    [Affine(), lambda x: (x * 2).exp().reshape(4, 6), lambda x: x.exp().mul_(3).add_(1), lambda x: x.t().contiguous() + 1],
+    [
+        Affine(),
+        lambda x: (x * 2).exp().reshape(4, 6),
+        lambda x: x.exp().mul_(3).add_(1),
+        lambda x: x.t().contiguous() + 1,
+    ],
 )
 def test_steps_that_preserve_preserve_together(target):
     verdict, executed = _verdict(target, X)

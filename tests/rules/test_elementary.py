@@ -1,6 +1,7 @@
 """Elementary functions: inverses on their domains, what repeats, and integers."""
 
 import operator
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bwsk_fx.rules import sound
-from bwsk_fx.rules.elementary import ALIASES, BIJECTIONS
+from bwsk_fx.rules.elementary import _SATURATION, ALIASES, BIJECTIONS
 from bwsk_fx.rules.round_trip import execute, round_trip
 from bwsk_fx.verdict import Label, WitnessKind
 
@@ -31,8 +32,25 @@ def test_strictly_monotone_functions_are_undone(certified, name, dtype):
     for holder in names:
         verdict = certified(getattr(holder, name), sample(domain).to(dtype))
         assert (verdict.label, verdict.confidence, verdict.witness.kind) == (Label.S, 0.5, WitnessKind.NOTHING)
-        assert (verdict.rule, verdict.domain) == ("elementary.strictly_monotone", domain)
+        assert verdict.rule == "elementary.strictly_monotone"
+        if domain == _SATURATION:
+            assert re.fullmatch(rf"\|x\| < \S+, where {domain} in {str(dtype)[6:]}", verdict.domain)
+        else:
+            assert verdict.domain == domain
     assert names or hasattr(torch.Tensor, name) or hasattr(operator, name) or hasattr(torch.ops.aten, name)
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype", "last"),
+    [(torch.tanh, torch.float32, 8.32), (torch.sigmoid, torch.float32, 15.9), (torch.erf, torch.bfloat16, 1.88)],
+)
+def test_saturation_begins_where_the_domain_says(function, dtype, last):
+    x = torch.tensor([last * 0.95, last * 1.3]).to(dtype)
+    executed = execute(function, (x,), {})
+    verdict = sound.verdict(executed.call)
+    assert verdict.domain.startswith(f"|x| < {last}")
+    assert function(x[0]) < 1 == function(x[1])
+    assert round_trip(executed, verdict).lost >= 1
 
 
 @pytest.mark.parametrize("module", [nn.Tanh(), nn.Sigmoid(), nn.Softsign(), nn.LogSigmoid(), torch.Tensor.exp_])

@@ -21,7 +21,7 @@ MASK = torch.tensor([True, False, True, True])
 def test_a_residual_is_undone_by_its_other_operand(certified, function):
     verdict = certified(function, X, Y)
     assert (verdict.label, verdict.witness.kind, verdict.witness.elements) == (Label.S, WitnessKind.OTHER_OPERAND, 12)
-    assert verdict.domain == "where the other summand does not absorb it"
+    assert verdict.domain == "the other summand does not absorb it"
     assert certified(function, X, Y, dynamic={id(X)}).witness.kind is WitnessKind.NOTHING
     assert certified(function, X, Y, dynamic={id(Y)}).witness.kind is WitnessKind.NOTHING
 

@@ -12,7 +12,7 @@ TABLE, IDS = torch.randn(7, 3), torch.tensor([[0, 3, 6], [2, 2, 5]])
 def test_embedding_rows_tell_their_number(verdict_of, certified):
     assert verdict_of(nn.Embedding(7, 3), IDS).label is Label.S
     verdict = certified(F.embedding, IDS, TABLE, dynamic={id(IDS)})
-    assert (verdict.label, verdict.domain) == (Label.S, "rows that differ, from row 0 on")
+    assert (verdict.label, verdict.domain) == (Label.S, "rows differ, and indices count from row 0")
     assert certified(nn.Embedding(7, 3, padding_idx=0), IDS).label is Label.S
     assert certified(nn.Embedding(7, 3, max_norm=0.5), IDS).label is Label.S
     assert certified(torch.ops.aten.embedding.default, TABLE, IDS, dynamic={id(IDS)}).label is Label.S

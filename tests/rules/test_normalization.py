@@ -53,10 +53,8 @@ def test_norms_of_groups_of_channels(certified, module, elements, dtype):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
-@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
 def test_modes_of_norms_with_running_statistics(certified, kind, options, training):
-    if kind is nn.SyncBatchNorm and (training or "track_running_stats" in options):
-        pytest.skip("its training needs processes")
     module = _spread(kind(6, **{"track_running_stats": True, **options})).train(training)
     verdict = certified(module, IMAGE)
     running = not training and module.running_mean is not None
@@ -66,6 +64,12 @@ def test_modes_of_norms_with_running_statistics(certified, kind, options, traini
     )
     # The statistics of a batch are nothing per sample.
     assert verdict.witness.elements == (24 if kind is nn.InstanceNorm2d and not running else None)
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}])
+def test_synchronised_batch_norm_in_eval_mode(certified, options):
+    verdict = certified(_spread(nn.SyncBatchNorm(6, **options)).eval(), IMAGE)
+    assert (verdict.label, verdict.witness.kind) == (Label.S, WitnessKind.NOTHING)
 
 
 def test_instance_norm_of_one_sample_without_a_batch_dimension(certified):

@@ -76,7 +76,7 @@ def test_outer_and_kronecker_products_determine_either_factor(certified):
     for side in (0, 1):
         factors = (torch.randn(2, 3), torch.randn(4, 1, 2))
         verdict = certified(torch.kron, *factors, dynamic={id(factors[side])})
-        assert (verdict.label, verdict.domain) == (Label.S, "where the factor at hand has full rank")
+        assert (verdict.label, verdict.domain) == (Label.S, "the factor at hand has full rank")
 
 
 def test_inner_products_along_the_last_dimension(certified):

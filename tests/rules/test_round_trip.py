@@ -65,7 +65,7 @@ def test_a_dynamic_operand_outside_the_witness_cannot_be_used():
         return run.output - run.other
 
     hidden = _trip(torch.add, subtract, X, X + 1)
-    assert not hidden.holds and "meta" in hidden.note or "witness does not name" in hidden.note
+    assert (not hidden.holds and "meta" in hidden.note) or "witness does not name" in hidden.note
     assert _trip(torch.add, subtract, X, X + 1, witness=lambda call: other_operand(call.operands[1])).complete
 
 
@@ -97,7 +97,9 @@ def test_failures_name_their_cause():
 
 
 def test_round_trips_add_up():
-    whole = merged([_trip(torch.neg, lambda run: -run.output, X), _trip(torch.square, lambda run: run.output.sqrt(), X)])
+    whole = merged(
+        [_trip(torch.neg, lambda run: -run.output, X), _trip(torch.square, lambda run: run.output.sqrt(), X)]
+    )
     assert whole.elements == 64
     assert whole.error == pytest.approx(2)
 

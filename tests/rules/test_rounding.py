@@ -58,4 +58,4 @@ def test_extremes_choose(certified):
 
 def test_finite_numbers_pass_nan_to_num(certified):
     verdict = certified(torch.nan_to_num, X)
-    assert (verdict.label, verdict.domain) == (Label.S, "finite operands")
+    assert (verdict.label, verdict.domain) == (Label.S, "the operand is finite")

@@ -78,7 +78,10 @@ def test_a_rule_whose_inverse_holds_is_used(graph):
 
     verdict = _verdicts(bwsk_fx.type_nodes(graph))["warp"]
     assert (verdict.label, verdict.confidence, verdict.rule) == (Label.S, 0.5, "test_user.warp")
-    assert bwsk_fx.certify(graph, X) and graph.graph.find_nodes(op="call_module", target="warp")[0].meta["bwsk"].confidence == 1
+    assert (
+        bwsk_fx.certify(graph, X)
+        and graph.graph.find_nodes(op="call_module", target="warp")[0].meta["bwsk"].confidence == 1
+    )
 
 
 def test_a_rule_outweighs_the_librarys_own():
