@@ -25,7 +25,9 @@ ROUNDS = 5
 def main() -> None:
     options = parser(__doc__, Shape(layers=12, hidden=192, batch=2, image=64, precision="fp32")).parse_args()
     rows = [row for depth in DEPTHS for row in _rows(options, depth)]
-    report(QUESTION, options, rows, {"variant": str, "nodes": str, "ms": "{:.1f}".format, "ms per node": "{:.3f}".format})
+    report(
+        QUESTION, options, rows, {"variant": str, "nodes": str, "ms": "{:.1f}".format, "ms per node": "{:.3f}".format}
+    )
 
 
 def _rows(options: Any, depth: int) -> Iterator[dict[str, Any]]:
@@ -37,7 +39,12 @@ def _rows(options: Any, depth: int) -> Iterator[dict[str, Any]]:
         graph = bwsk_fx.capture(model.train(), pixels)
         nodes = len(graph.graph.nodes)
         milliseconds = 1000 * min(_seconds(graph) for _ in range(ROUNDS))
-        yield {"variant": f"{name}, {depth} layers", "nodes": nodes, "ms": milliseconds, "ms per node": milliseconds / nodes}
+        yield {
+            "variant": f"{name}, {depth} layers",
+            "nodes": nodes,
+            "ms": milliseconds,
+            "ms per node": milliseconds / nodes,
+        }
 
 
 def _seconds(graph: torch.fx.GraphModule) -> float:

@@ -58,7 +58,9 @@ def test_help_names_the_commands_and_every_option():
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
     text = _run("inspect", "--help").stdout
-    assert all(option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify"))
+    assert all(
+        option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify")
+    )
 
 
 def test_the_choices_are_the_librarys():

@@ -100,7 +100,7 @@ class Claim:
                 verdict = self.verdict if self.fixed else sound.verdict(executed.call)
                 if verdict.label is not Label.S:
                     return Trial(_short(dtype), note=f"{verdict.label} in this dtype: {verdict.rationale}")
-                real = round_trip(executed, verdict)
+                real = round_trip(executed, verdict, with_condition=False)
                 return Trial(_short(dtype), real, variant._adversarial(kinds, verdict, executed))
         except (NotImplementedError, RuntimeError) as error:
             return Trial(_short(dtype), note=f"does not run in this dtype: {str(error).splitlines()[0]}")
@@ -153,7 +153,7 @@ def claim_of(
 
 def _trip(claim: Claim, verdict: Verdict, memory: dict[str, Any]) -> RoundTrip:
     executed = claim.execute()
-    return round_trip(replace(executed, run=replace(executed.run, memory=memory)), verdict)
+    return round_trip(replace(executed, run=replace(executed.run, memory=memory)), verdict, with_condition=False)
 
 
 def _with_small_scale(target: Target) -> nn.Module | None:

@@ -250,13 +250,10 @@ def rebuild_factor(form: Form, side: int, run: Run) -> Tensor:
     """Return the unknown factor of an executed call."""
     terms = form(run)
     result = _scaled_back(terms, run.output)
+    known = terms.factors[1 - side]
     if terms.conjugated and side == 1:
         terms = replace(terms, left=terms.left.conj())
-    known = terms.factors[1 - side]
-    if any(known is operand for operand in run.operands):
-        found = solve(terms, side, result)
-    else:
-        found = solve(terms, side, result, run.once("factor", partial(factored, terms, system(terms, side))))
+    found = solve(terms, side, result, _factors(run, known, partial(factored, terms, system(terms, side))))
     return found.conj().resolve_conj() if terms.conjugated and side == 0 else found
 
 
@@ -266,6 +263,12 @@ def _scaled_back(terms: Terms, output: Tensor) -> Tensor:
     if terms.summand is not None and terms.beta != 0:
         result = result - terms.beta * terms.summand.to(result.dtype)
     return result / terms.alpha
+
+
+def _factors(run: Run, known: Tensor, compute: Callable[[], Factors]) -> Factors:
+    """Return the factors of the factor at hand; those of a static one are computed once."""
+    dynamic = any(known is operand for operand in run.operands)
+    return compute() if dynamic else run.once("factor", compute)
 
 
 def solve(terms: Terms, side: int, result: Tensor, factors: Factors | None = None) -> Tensor:
@@ -299,7 +302,8 @@ def factored(terms: Terms, equations: System) -> Factors:
 
 def condition(form: Form, equations: System, run: Run) -> float:
     """Return the worst condition number of the factor at hand."""
-    return factored(form(run), equations).condition()
+    terms = form(run)
+    return _factors(run, terms.factors[1 - equations.side], partial(factored, terms, equations)).condition()
 
 
 def _arranged(result: Tensor, terms: Terms, equations: System) -> Tensor:

@@ -250,7 +250,10 @@ def eigvalsh(call: Call) -> Verdict:
 def inverse(call: Call) -> Verdict:
     """The inverse of the inverse."""
     return preserves(
-        "inverting again rebuilds the operand", confidence=REFINED, undo=Undo(_undo_inverse), domain="the matrix is regular"
+        "inverting again rebuilds the operand",
+        confidence=REFINED,
+        undo=Undo(_undo_inverse),
+        domain="the matrix is regular",
     )
 
 
@@ -294,7 +297,10 @@ def _undo_pseudo_inverse(run: Run) -> Tensor:
 def tensor_inverse(call: Call) -> Verdict:
     """The inverse of a tensor as a matrix."""
     return preserves(
-        "inverting again rebuilds the operand", confidence=REFINED, undo=Undo(_undo_tensorinv), domain="the tensor is regular"
+        "inverting again rebuilds the operand",
+        confidence=REFINED,
+        undo=Undo(_undo_tensorinv),
+        domain="the tensor is regular",
     )
 
 

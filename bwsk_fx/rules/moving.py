@@ -168,8 +168,8 @@ def _move_back(numbers: tuple[int, ...], run: Run) -> list[Tensor]:
     operands = [run.operands[number] for number in numbers]
     sizes = [operand.numel() for operand in operands]
     dtype = torch.complex128 if any(operand.is_complex() for operand in operands) else torch.float64
-    again = partial(_run_again, run, operands)
-    track = _follow(again, torch.Size([sum(sizes)]), dtype)
+    follow = partial(_follow, partial(_run_again, run, operands), torch.Size([sum(sizes)]), dtype)
+    track = run.once("track", follow)
     values = _flat(run.output)
     if dtype.is_complex:
         values = torch.where(track.conjugated, values.conj(), values)

@@ -175,7 +175,7 @@ def preserves(
     undo: Undo,
     domain: str | None = None,
 ) -> Verdict:
-    """Return an S verdict; `undo` is the code that rebuilds the operand, and `domain` is the condition under which it holds."""
+    """Return an S verdict; `undo` rebuilds the operand, and `domain` is the condition under which it does."""
     return Verdict(Label.S, witness, None, confidence, why, "", domain=domain, undo=undo)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,31 +109,41 @@ def execute(
     return Executed(call, Run(target, module, tuple(args), dict(kwargs), operands, output))
 
 
-def round_trip(executed: Executed, verdict: Verdict) -> RoundTrip:
-    """Return what the inverse of an S verdict rebuilds of an executed call's operands."""
+def round_trip(executed: Executed, verdict: Verdict, with_condition: bool = True) -> RoundTrip:
+    """Return what the inverse of an S verdict rebuilds of an executed call's operands.
+
+    Args:
+        executed: The call with its values.
+        verdict: The claim.
+        with_condition: Whether to compute the condition number of a linear map, which takes a factorization.
+    """
     undo = verdict.undo
     if undo is None:
         return _failure(executed, "it has no inverse that could be run")
     try:
         with torch.no_grad():
-            return _compare(executed, verdict, undo)
+            return _compare(executed, verdict, undo, with_condition)
     except Exception as error:
         return _failure(executed, f"the inverse failed with {type(error).__name__}: {_first_line(error)}")
 
 
-def _compare(executed: Executed, verdict: Verdict, undo: Undo) -> RoundTrip:
+def _compare(executed: Executed, verdict: Verdict, undo: Undo, with_condition: bool) -> RoundTrip:
     run = executed.run
     if undo.by_products is not None:
         run = replace(run, by_products=undo.by_products(run))
     hidden = _hide(executed, run, verdict)
     rebuilt = _rebuilt(undo, hidden)
-    moved = [_rebuilt(undo, _moved(hidden, pattern)) for pattern in _FIRST]
+    moved: list[list[Tensor]] = []
     trip = _told_apart(run, undo, rebuilt, moved)
-    if trip.wrong:
-        # A few changes can cancel out by chance; before an element is called wrong, others are tried.
-        moved += [_rebuilt(undo, _moved(hidden, pattern)) for pattern in _AGAIN]
-        trip = _told_apart(run, undo, rebuilt, moved)
-    return trip if undo.condition is None else replace(trip, condition=undo.condition(run))
+    for patterns in (_FIRST, _AGAIN):
+        # Where everything came back there is nothing to tell apart. A few changes can cancel out by chance; before an
+        # element is called wrong, more are tried.
+        if trip.wrong:
+            moved += [_rebuilt(undo, _moved(hidden, pattern)) for pattern in patterns]
+            trip = _told_apart(run, undo, rebuilt, moved)
+    if undo.condition is None or not with_condition:
+        return trip
+    return replace(trip, condition=run.once("condition", partial(undo.condition, run)))
 
 
 def _told_apart(run: Run, undo: Undo, rebuilt: list[Tensor], moved: list[list[Tensor]]) -> RoundTrip:
@@ -219,12 +230,22 @@ def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], outp
         wrong = int((_rounded(rebuilt, operand.dtype) != operand).sum())
         return RoundTrip(operand.numel(), 0, wrong, math.inf if wrong else 0.0, 0.0)
     scale = _scale(operand)
-    spread = torch.stack([_relative(rebuilt, other, scale) for other in moved]).amax(0)
     errors = _relative(rebuilt.to(operand.dtype), operand, scale)
-    lost = (errors > tolerance) & ((spread > tolerance * _MARGIN) | _undefined(operand, output))
-    errors = errors.masked_fill(lost | ~torch.isfinite(operand.to(wide(operand.dtype))), 0)
-    worst = float(errors.amax()) if errors.numel() else 0.0
-    return RoundTrip(operand.numel(), int(lost.sum()), int((errors > tolerance).sum()), worst, tolerance)
+    missed = (errors > tolerance) & torch.isfinite(operand.to(wide(operand.dtype)))
+    lost = missed & _undetermined(operand, rebuilt, moved, output, scale, tolerance) if missed.any() else missed
+    worst = errors.masked_fill(lost | ~torch.isfinite(operand.to(wide(operand.dtype))), 0)
+    error = float(worst.amax()) if worst.numel() else 0.0
+    return RoundTrip(operand.numel(), int(lost.sum()), int((missed & ~lost).sum()), error, tolerance)
+
+
+def _undetermined(
+    operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], output: Any, scale: Tensor, tolerance: float
+) -> Tensor:
+    """Tell which elements other bits of the output, or a NaN in it, leave open."""
+    open_ = torch.zeros_like(scale, dtype=torch.bool) | _undefined(operand, output)
+    for other in moved:
+        open_ |= _relative(rebuilt, other, scale) > tolerance * _MARGIN
+    return open_
 
 
 def _undefined(operand: Tensor, output: Any) -> Tensor | bool:
