@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._caches import emptied_caches
 from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
 from bwsk_fx.errors import CaptureError
 
@@ -151,6 +152,7 @@ def _record(
     recorder = Recorder(model, fakes, _aliases(model), is_leaf)
     with (
         _untouched(model),
+        emptied_caches(model),
         torch.random.fork_rng(devices=()),
         mode,
         private.swapped_parameters(model, fakes),

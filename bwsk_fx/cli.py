@@ -288,8 +288,10 @@ def _reports(
 
     bwsk_fx.type_nodes(graph, ruleset=ruleset.value)
     # Certification corrects verdicts, which the other reports then show.
-    reports = {"certificates": bwsk_fx.certify(graph, inputs)} if "certify" in wanted else {}
-    reports = {"summary": bwsk_fx.summarize(graph), **reports}
+    certificates = bwsk_fx.certify(graph, inputs) if "certify" in wanted else None
+    reports: dict[str, Any] = {"summary": bwsk_fx.summarize(graph)}
+    if certificates is not None:
+        reports["certificates"] = certificates
     if "compare" in wanted:
         reports["comparison"] = bwsk_fx.compare_rulesets(graph)
     if "calm" in wanted:

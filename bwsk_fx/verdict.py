@@ -59,15 +59,19 @@ NOTHING = Witness(WitnessKind.NOTHING)
 
 @dataclass(frozen=True)
 class Erasure:
-    """How much is erased, per sample of the batch.
+    """How much is erased, per sample of the batch: of one operand when the others are known, or of all together.
 
     Attributes:
-        elements: Whole elements; a fraction where it is an expectation (dropout).
+        elements: Elements that leave no trace: outputs vary in at most that many dimensions less than the operands.
+            Half an element is one part of a complex number.
         bits: Bits of elements that survive otherwise.
+        expected: Whether it is an expectation, over random draws (dropout) or over operands of which half are
+            negative (ReLU), and not what every call erases.
     """
 
     elements: float | None = None
     bits: float | None = None
+    expected: bool = False
 
     def __post_init__(self) -> None:
         known = [amount for amount in (self.elements, self.bits) if amount is not None]
@@ -122,7 +126,10 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as JSON-ready dictionaries, without what is absent."""
-        return _without_none(asdict(replace(self, undo=None)))
+        values = asdict(replace(self, undo=None))
+        if self.erasure is not None and not self.erasure.expected:
+            del values["erasure"]["expected"]
+        return _without_none(values)
 
 
 def _without_none(value: Any) -> Any:

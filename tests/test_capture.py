@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter
 from pathlib import Path
 
@@ -297,3 +298,25 @@ def test_other_models(make, least):
     for size in (3, 4):
         _assert_same_step(twin, graph, _batch(size))
     _assert_same_bits(dict(twin.named_buffers()), dict(graph.named_buffers()))
+
+
+class _Remembers(nn.Module):
+    """Computes positions once per size, as BEiT does."""
+
+    @staticmethod
+    @functools.lru_cache
+    def positions(size: int) -> torch.Tensor:
+        return torch.arange(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.positions(x.shape[1])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_methods_remember_of_a_capture_does_not_outlive_it(inside):
+    model = nn.Sequential(_Remembers()) if inside else _Remembers()
+    x = torch.randn(2, 3)
+    expected = model(x)
+    graph = bwsk_fx.type_nodes(bwsk_fx.capture(model, x))
+    assert torch.equal(model(x), expected)
+    assert torch.equal(graph(x), expected)

@@ -454,7 +454,7 @@ def test_to_json_is_json(chain, model_graph):
     assert (trace["node"], trace["label"], trace["inputs"]) == ("last", "S", [])
     assert [step["node"] for step in trace["ways"][0]["steps"]] == ["last"]
     assert trace["cuts"][0] == trace["ways"][0]["cut"]
-    assert trace["cuts"][0]["erasure"] == {"elements": 25, "bits": None}
+    assert trace["cuts"][0]["erasure"] == {"elements": 25, "bits": None, "expected": False}
     budget = json.loads(json.dumps(erasure_budget(model_graph).to_json()))
     assert budget["erased_elements"] == budget["layers"][-1]["cumulative_elements"]
     assert budget["layers"][2]["layer"] == "body.layers.0"

@@ -62,3 +62,5 @@ def test_to_json_leaves_out_what_is_absent():
     assert erased["label"] == "K"
     assert erased["erasure"] == {"bits": 7}
     assert "witness" not in erased
+    expected = _verdict(Label.K, None, Erasure(0.5, expected=True)).to_json()
+    assert expected["erasure"] == {"elements": 0.5, "expected": True}

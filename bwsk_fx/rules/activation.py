@@ -37,7 +37,8 @@ def relu(call: Call) -> Verdict:
     """Zeroes what is negative: half of the elements, if signs are even."""
     total = call.elements()
     half = None if total is None else total / 2
-    return erases("every negative element becomes zero: half of them, if both signs are equally frequent", half)
+    why = "every negative element becomes zero: half of them, if both signs are equally frequent"
+    return erases(why, half, expected=True)
 
 
 @labels(nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Threshold)
@@ -104,7 +105,7 @@ def _randomized(call: Call, first: int) -> Verdict:
     if call.option(first + 2, "training", False) and lower != upper:
         total = call.elements()
         why = "negative elements are scaled by random slopes: half of them, if both signs are equally frequent"
-        return erases(why, None if total is None else total / 2, confidence=REFINED)
+        return erases(why, None if total is None else total / 2, confidence=REFINED, expected=True)
     return _slopes(call, (lower + upper) / 2)
 
 

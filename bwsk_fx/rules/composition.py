@@ -32,7 +32,7 @@ from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call, by_products, erases, judge, other_operand, preserves, unknown, unproven
 from bwsk_fx.rules.statistics import statistics
 from bwsk_fx.rules.undo import Run, Undo
-from bwsk_fx.verdict import NOTHING, REFINED, Label, Verdict, Witness, WitnessKind
+from bwsk_fx.verdict import NOTHING, REFINED, Erasure, Label, Verdict, Witness, WitnessKind
 
 _NAME = "composition"
 
@@ -214,9 +214,28 @@ def _not_preserved(parts: Decomposition, verdicts: Mapping[fx.Node, Verdict], wo
     if not cuts:
         return unproven(f"no way of undoing {words} leads back to an operand, and no single step erases it")
     names = ", ".join(dict.fromkeys(_name(step) for step in cuts))
-    only = verdicts[cuts[0]].erasure if len(cuts) == 1 else None
-    elements, bits = (only.elements, only.bits) if only is not None else (None, None)
-    return erases(f"{names} erases, in {words}", elements, bits, confidence=REFINED)
+    only = _of_operand(parts, cuts[0], verdicts[cuts[0]].erasure) if len(cuts) == 1 else None
+    return replace(erases(f"{names} erases, in {words}", confidence=REFINED), erasure=only)
+
+
+def _of_operand(parts: Decomposition, cut: fx.Node, erasure: Erasure | None) -> Erasure | None:
+    """Return what a single cut erases of the first operand, whose elements the steps before may have copied.
+
+    None where nothing is certain to be erased once the copies are taken off, or where the cut also reads other
+    operands, of which its rule may speak.
+    """
+    given = parts.call(cut).operands
+    reached = [step for step in given if step in _reached(parts)]
+    counts = [sizes.elements(step.meta["val"]) for step in (parts.operands[0], *reached)]
+    others = {step for operand in parts.operands[1:] for step in _reached(parts, operand=operand)}
+    if erasure is None or None in counts or others.intersection(given):
+        return None
+    total, *held = [count for count in counts if count is not None]
+    copies = sum(held) - total
+    elements = None if erasure.elements is None else erasure.elements - copies
+    left = elements if elements is not None and elements > 0 else None
+    bits = erasure.bits if copies == 0 else None
+    return None if left is None and bits is None else replace(erasure, elements=left, bits=bits)
 
 
 def _on_the_way(parts: Decomposition) -> list[fx.Node]:
@@ -234,9 +253,9 @@ def _is_cut(parts: Decomposition, step: fx.Node) -> bool:
     return not _reached(parts, step).intersection(parts.outputs)
 
 
-def _reached(parts: Decomposition, closed: fx.Node | None = None) -> set[fx.Node]:
-    """Return what the values of the first operand reach, apart from `closed` and what only takes its shape."""
-    reached = {parts.operands[0]}
+def _reached(parts: Decomposition, closed: fx.Node | None = None, operand: fx.Node | None = None) -> set[fx.Node]:
+    """Return what the values of an operand, the first one, reach, apart from `closed` and what only takes its shape."""
+    reached = {parts.operands[0] if operand is None else operand}
     for node in parts.graph.nodes:
         if node is not closed and not is_made(node) and any(source in reached for source in node.all_input_nodes):
             reached.add(node)

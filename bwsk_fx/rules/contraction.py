@@ -160,7 +160,8 @@ def product(call: Call, form: Form) -> Verdict:
     solvable = [each for each in systems if each.determined and not _near_singular(terms, each)]
     if solvable:
         return _solved(call, form, terms, min(solvable, key=lambda each: each.square))
-    return _contracting(call, terms, [each for each in systems if not each.determined])
+    unsolvable = [each for each in systems if not each.determined]
+    return _contracting(call, terms, sorted(unsolvable, key=lambda each: call.operands.index(terms.factors[each.side])))
 
 
 def _summand(call: Call, form: Form, terms: Terms) -> Verdict:

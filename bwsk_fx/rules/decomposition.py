@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._caches import emptied_caches
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call
 from bwsk_fx.rules.single import Target, run_target
@@ -102,7 +103,8 @@ class Template:
         tensors = _own_tensors(module)
         for node, name in self.names.items():
             node.meta["val"] = tensors[name]
-        return replace(self.parts, statics=self.parts.statics | {node: node.meta["val"] for node in self.names})
+        statics = {**self.parts.statics, **{node: node.meta["val"] for node in self.names}}
+        return replace(self.parts, statics=statics)
 
 
 def module_key(module: nn.Module) -> Hashable:
@@ -199,7 +201,8 @@ def _undisturbed(target: Target, operands: Sequence[Tensor]) -> Iterator[None]:
     """Run under the operands' fake mode, if any, and give a module its attributes and buffers back."""
     mode = next((operand.fake_mode for operand in operands if hasattr(operand, "fake_mode")), nullcontext())
     module = target if isinstance(target, nn.Module) else None
-    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(module), mode, warnings.catch_warnings():
+    caches = nullcontext() if module is None else emptied_caches(module)
+    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(module), caches, mode, warnings.catch_warnings():
         # Sizes that vary with the batch are numbers here; nobody runs this graph.
         warnings.filterwarnings("ignore", message="Raw SymInt value")
         yield

@@ -65,7 +65,7 @@ BIJECTIONS: Mapping[str, Bijection] = {
     "acosh": Bijection(torch.cosh, "x >= 1"),
     "atanh": Bijection(torch.tanh, "|x| < 1"),
     "sigmoid": Bijection(torch.logit, _SATURATION, periodic=True),
-    "softsign": Bijection(_y_over_one_less_its_size, _SATURATION, periodic=True),
+    "softsign": Bijection(_y_over_one_less_its_size, _SATURATION),
     "logsigmoid": Bijection(_mirrored_softplus_inverse, _OVERFLOW, periodic=True),
     "erf": Bijection(torch.erfinv, _SATURATION),
     "erfc": Bijection(_normal_quantile_of_half, _SATURATION),

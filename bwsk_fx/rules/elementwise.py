@@ -171,7 +171,7 @@ def mul(call: Call) -> Verdict:
     rate, total = zero_rate(other) or zero_rate(call.operands[0]), elements(call.value)
     if rate:
         why = f"a random mask zeroes each element with probability {rate}"
-        return erases(why, None if total is None else rate * total, confidence=REFINED)
+        return erases(why, None if total is None else rate * total, confidence=REFINED, expected=True)
     return _product(call, other)
 
 

@@ -28,6 +28,8 @@ def getitem(call: Call) -> Verdict:
     if call.node.args[0] is not call.operands[0]:
         return look_up(call, call.node.args[0], items[0]) if len(items) == 1 else _unknown_indices()
     per_dim = [item for item in _without_ellipsis(items, call.before.dim()) if item is not None]
+    if _is_grid(call.before, per_dim):
+        return by_missing(0, "its indices count each dimension from start to end")
     return _by_masks(call, items) or _along_one(call, per_dim) or _picked(call, _samples_keep_apart(call.before, items))
 
 
@@ -100,6 +102,45 @@ def _along(call: Call, size: Any, index: Any) -> Verdict | None:
     total = call.elements()
     amount = None if total is None else total // size * missing
     return erases(f"its index never picks {missing} of {size}", amount, confidence=REFINED)
+
+
+def _is_grid(before: torch.Tensor, per_dim: Sequence[Any]) -> bool:
+    """Whether indices count dimensions in full, each along an axis of its own, as masks of tokens are spread out."""
+    if len(per_dim) != before.dim():
+        return False
+    axes: list[int] = []
+    for size, item in zip(before.shape, per_dim, strict=True):
+        if item == slice(None):
+            continue
+        if not (isinstance(item, fx.Node) and _counts_from_zero(item)):
+            return False
+        shape = item.meta["val"].shape
+        long = [axis - len(shape) for axis, length in enumerate(shape) if not _same_size(length, 1)]
+        if not _same_size(shape[long[0]] if long else 1, size) or len(long) > 1:
+            return False
+        axes += long
+    return len(set(axes)) == len(axes)
+
+
+def _counts_from_zero(node: fx.Node) -> bool:
+    """Whether a node is `arange(size)`, with dimensions of size one added at most."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target is torch.arange:
+        return len(node.args) == 1 and not {"start", "end", "step"} & set(node.kwargs)
+    source, *rest = node.args
+    if not isinstance(source, fx.Node):
+        return False
+    keeps = node.target in ("unsqueeze", "view", "reshape") or (node.target is operator.add and rest == [0])
+    if node.target is operator.getitem:
+        items = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
+        keeps = all(item is None or item is Ellipsis or item == slice(None) for item in items)
+    return keeps and _counts_from_zero(source)
+
+
+def _same_size(one: Any, other: Any) -> bool:
+    """Whether two sizes are equal for every batch; asking a symbolic size itself would fix the batch."""
+    return str(one) == str(other)
 
 
 def _are_numbers(index: Sequence[Any]) -> bool:

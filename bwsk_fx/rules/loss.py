@@ -15,10 +15,16 @@ from bwsk_fx.rules.sizes import elements
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import NOTHING, REFINED, Verdict
 
-_LINEAR = tuple(getattr(F, name) for name in ("linear_cross_entropy",) if hasattr(F, name))
+# Not in every release.
+_LINEAR = [
+    getattr(holder, name)
+    for holder, name in ((F, "linear_cross_entropy"), (nn, "LinearCrossEntropyLoss"))
+    if hasattr(holder, name)
+]
 
 
 @labels(nn.CrossEntropyLoss, nn.NLLLoss, nn.CTCLoss, nn.TripletMarginLoss, nn.TripletMarginWithDistanceLoss)
+@labels(nn.AdaptiveLogSoftmaxWithLoss)
 @labels(nn.CosineEmbeddingLoss, nn.MultiLabelSoftMarginLoss, F.cosine_embedding_loss, F.multilabel_soft_margin_loss)
 @labels(F.cross_entropy, F.nll_loss, F.ctc_loss, F.triplet_margin_loss, F.triplet_margin_with_distance_loss)
 @labels(torch.ctc_loss, torch.triplet_margin_loss, torch.cosine_embedding_loss, *_LINEAR)

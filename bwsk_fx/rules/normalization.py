@@ -263,12 +263,23 @@ def _by_mode(form: Form, call: Call, training: Any) -> Verdict:
 
 @labels(F.normalize)
 def normalize(call: Call) -> Verdict:
-    """Vectors of length one: each has lost its length."""
-    dims = call.argument(2, "dim", 1)
+    """Vectors of length one: each has lost its length. Norms of order zero count elements, and zeros stay zeros."""
+    order, dims, eps = call.argument(1, "p", 2.0), call.argument(2, "dim", 1), call.argument(3, "eps", 1e-12)
+    if order == 0:
+        why = "dividing by the number of elements that are not zero changes none to zero"
+        return preserves(why, confidence=REFINED, undo=Undo(_multiply_by_count))
     width = math.prod(_sizes(call.before, dims if isinstance(dims, (tuple, list)) else (dims,)))
     total = call.elements()
-    vectors = total // width if isinstance(width, int) and width and total is not None else None
-    return erases("the length of each vector goes", vectors)
+    # Shorter vectors than eps are divided by eps, and keep their length.
+    if not isinstance(width, int) or width == 0 or total is None or eps > torch.finfo(call.before.dtype).eps:
+        return erases("the length of each vector goes")
+    # A length is a real number, which is half of a complex one.
+    return erases("the length of each vector goes", total // width * (0.5 if call.before.is_complex() else 1))
+
+
+def _multiply_by_count(run: Run) -> Tensor:
+    counts = torch.linalg.vector_norm(run.output, 0, run.argument(2, "dim", 1), keepdim=True)
+    return run.output * counts.clamp(min=run.argument(3, "eps", 1e-12))
 
 
 def _sizes(value: Tensor, dims: Sequence[int]) -> list[Any]:
@@ -285,7 +296,7 @@ def weight_norm(call: Call) -> Verdict:
     return erases("the length of each vector of the first operand goes", elements(size))
 
 
-@labels(nn.LocalResponseNorm, F.local_response_norm)
+@labels(nn.LocalResponseNorm, nn.CrossMapLRN2d, F.local_response_norm)
 def local_response_norm(call: Call) -> Verdict:
     """X (k + α m)^-β with the mean square m over neighbours, on its own proportional to x |x|^-2β for large x."""
     alpha, beta = call.option(2, "alpha", 1e-4), call.option(3, "beta", 0.75)

@@ -129,7 +129,7 @@ def adaptive_max_pool(call: Call) -> Verdict:
 @labels(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, F.fractional_max_pool2d, F.fractional_max_pool3d)
 @labels(F.fractional_max_pool2d_with_indices, F.fractional_max_pool3d_with_indices)
 @labels(*_spatial_operators("fractional_max_pool2d fractional_max_pool3d"))
-@labels(nn.LPPool1d, nn.LPPool2d, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
+@labels(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 @labels(atens="fractional_max_pool2d fractional_max_pool3d")
 def other_pool(call: Call) -> Verdict:
     """Pools with random windows, and norms over windows."""

@@ -13,7 +13,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
 from bwsk_fx.rules.bits import pack_bits, unpack_bits
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
-from bwsk_fx.rules.registry import Call, erases, labels, preserves, rule_of
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, rule_of, target_name
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -30,7 +30,7 @@ def dropout(call: Call) -> Verdict:
     if drops(call):
         total = call.elements()
         lost = None if total is None else rate * total
-        return erases(f"it drops each element with probability {rate}", lost, confidence=REFINED)
+        return erases(f"it drops each element with probability {rate}", lost, confidence=REFINED, expected=True)
     why = "its probability is 0" if training else "the model is in eval mode"
     return preserves(f"{why}, so it changes nothing", confidence=REFINED, undo=Undo(unchanged))
 
@@ -56,7 +56,10 @@ _SOURCES = (torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_l
 @labels(atens="_standard_gamma _sample_dirichlet cauchy exponential geometric log_normal random uniform")
 def draw(call: Call) -> Verdict:
     """A draw says little about its parameters, and nothing about the values that it overwrites."""
-    return erases("a random draw does not determine what it was drawn from, or what it overwrote", call.elements())
+    # A real number that was drawn still tells roughly where its distribution lies: a trace of its parameters.
+    near = target_name(call).partition(".")[0] in ("normal", "_standard_gamma", "_sample_dirichlet")
+    lost = None if near else call.elements()
+    return erases("a random draw does not determine what it was drawn from, or what it overwrote", lost)
 
 
 def is_random(call: Call) -> bool:

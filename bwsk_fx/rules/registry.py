@@ -179,10 +179,17 @@ def preserves(
     return Verdict(Label.S, witness, None, confidence, why, "", domain=domain, undo=undo)
 
 
-def erases(why: str, elements: float | None = None, bits: float | None = None, confidence: float = OPERATOR) -> Verdict:
-    """Return a K verdict; the amounts are per sample, and None where the rule does not know them."""
+def erases(
+    why: str,
+    elements: float | None = None,
+    bits: float | None = None,
+    confidence: float = OPERATOR,
+    *,
+    expected: bool = False,
+) -> Verdict:
+    """Return a K verdict; amounts are per sample, None where the rule does not know them, or `expected` ones."""
     known = elements is not None or bits is not None
-    return Verdict(Label.K, None, Erasure(elements, bits) if known else None, confidence, why, "")
+    return Verdict(Label.K, None, Erasure(elements, bits, expected) if known else None, confidence, why, "")
 
 
 def unproven(why: str) -> Verdict:

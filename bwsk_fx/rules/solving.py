@@ -256,8 +256,8 @@ def ormqr(call: Call) -> Verdict:
     return verdict or ignores(call, "it reads the reflectors below the diagonal alone", _upper)
 
 
-def _upper(_: int, columns: int) -> int:
-    return columns * (columns + 1) // 2
+def _upper(rows: int, columns: int) -> int:
+    return sum(max(columns - row, 0) for row in range(rows))
 
 
 def _undo_ormqr(run: Run) -> Tensor:
@@ -276,10 +276,18 @@ def least_squares(call: Call) -> Verdict:
     if not call.is_dynamic(side):
         return _least_squares_matrix(call, rows, columns, side)
     if rows > columns:
-        total = elements(value_of(side))
-        lost = None if total is None else total // rows * (rows - columns)
-        return erases("the residual is lost", lost, confidence=REFINED)
+        return _without_residual(call, rows, columns, value_of(side))
     return right_hand_side(call, side, _undo_least_squares) or unproven("the matrix is its own right-hand side")
+
+
+def _without_residual(call: Call, rows: int, columns: int, side: Tensor) -> Verdict:
+    """Return what goes of each right-hand side: its residual, of which all drivers but one return the length."""
+    total, driver = elements(side), call.kwargs.get("driver") or ("gelsy" if side.device.type == "cpu" else "gels")
+    sides = None if total is None else total // rows
+    lost = rows - columns - (driver != "gelsy")
+    if lost == 0:
+        return erases("the sign of each residual is lost", bits=sides, confidence=REFINED)
+    return erases("the residual is lost", None if sides is None else sides * lost, confidence=REFINED)
 
 
 def _least_squares_matrix(call: Call, rows: int, columns: int, side: Any) -> Verdict:

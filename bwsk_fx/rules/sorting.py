@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, target_name, unproven
+from bwsk_fx.rules.sizes import is_batched
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -53,12 +54,44 @@ def msort(call: Call) -> Verdict:
     return erases("the order goes", bits=rows * math.lgamma(size + 1) / math.log(2), confidence=REFINED)
 
 
-@labels(ops="argsort argmax argmin count_nonzero bincount histc histogram")
+@labels(ops="argsort argmax argmin count_nonzero histc")
 @labels(torch.bucketize, torch.searchsorted, torch.isin, atens="bucketize searchsorted isin")
-@labels(torch.histogramdd, atens="_histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors")
 def positions(call: Call) -> Verdict:
     """Positions, ranks and counts."""
     return erases("only positions or counts are kept, and every value goes", call.elements())
+
+
+@labels(ops="bincount histogram", atens="_histogramdd_from_bin_tensors")
+@labels(torch.histogramdd, atens="_histogramdd_bin_edges _histogramdd_from_bin_cts")
+def histogram(call: Call) -> Verdict:
+    """Counts; where it also chooses the bins, their outer edges are the smallest and the largest element."""
+    if not call.is_dynamic(call.args[0]):
+        return unproven("sums of weights, or bins that are given back, may tell them")
+    why, total = "only positions or counts are kept, and every value goes", call.elements()
+    if not _chooses_bins(call):
+        return erases(why, total)
+    several = "histogramdd" in target_name(call)
+    if total == 1 and not several and not is_batched(call.before):
+        why = "the bins lie around its one element"
+        return preserves(why, confidence=REFINED, undo=Undo(_middle_of_bins))
+    features = call.before.shape[-1] if several else 1
+    kept = 0 if is_batched(call.before) else 2 * features
+    if total is None or total > kept:
+        why = f"only counts are kept, and the smallest and the largest element of {features} features"
+        return erases(why, None if total is None else total - kept, confidence=REFINED)
+    return unproven("the edges of the bins tell the smallest and the largest element")
+
+
+def _middle_of_bins(run: Run) -> Tensor:
+    _, edges = run.output
+    return ((edges[0] + edges[-1]) / 2).reshape(run.before.shape)
+
+
+def _chooses_bins(call: Call) -> bool:
+    """Whether the edges of the bins come from the elements."""
+    bins = call.argument(1, "bins", 100)
+    numbers = all(isinstance(each, int) for each in (bins if isinstance(bins, (tuple, list)) else (bins,)))
+    return "bincount" not in target_name(call) and numbers and call.kwargs.get("range") is None
 
 
 @labels(ops="equal allclose hash_tensor is_same_size is_nonzero")

@@ -18,6 +18,14 @@ from bwsk_fx.rules.arguments import Arguments
 
 Value = TypeVar("Value")
 
+# Beyond this many columns, singular values take longer than all else; this many iterations estimate the outer two.
+_LARGE, _ITERATIONS = 512, 30
+
+# Values of unknowns that a matrix leaves open: how much larger than those that are determined, how often the phase
+# turns with the bits of a result (over a hundred radians for the last bit in float64), and what keeps them finite where
+# the matrix is zero.
+_FAR, _TURNS, _SMALLEST_PIVOT = 1e4, 2.0**60, 1e-300
+
 
 @dataclass(frozen=True)
 class Run(Arguments):
@@ -87,30 +95,74 @@ class Factors:
     Attributes:
         q: Orthonormal columns, (..., rows, columns).
         r: Upper triangle, (..., columns, columns).
+        free: Columns without rank: what they are multiplied with leaves no trace in a result, (..., columns).
     """
 
     q: Tensor
     r: Tensor
+    free: Tensor
 
     @classmethod
     def of(cls, matrix: Tensor) -> Factors:
         """Factor a matrix (..., rows, columns) with at least as many rows as columns."""
-        return cls(*torch.linalg.qr(matrix.detach().to(wide(matrix.dtype))))
+        q, r = torch.linalg.qr(matrix.detach().to(wide(matrix.dtype)))
+        pivots = r.diagonal(dim1=-2, dim2=-1).abs()
+        negligible = torch.finfo(r.dtype).eps * q.shape[-2] * pivots.norm(dim=-1, keepdim=True)
+        return cls(q, r, pivots <= negligible)
 
     def solve(self, result: Tensor) -> Tensor:
-        """Return X with A X = `result` (..., rows, n), in the dtype of `result`."""
-        projected = self.q.mH @ result.to(self.q.dtype)
-        # A column without rank is divided by next to nothing, so that the last bits of a result show in its elements.
-        missing = (self.r.diagonal(dim1=-2, dim2=-1) == 0).to(self.r.dtype) * torch.finfo(self.r.dtype).tiny
-        solution = torch.linalg.solve_triangular(self.r + torch.diag_embed(missing), projected, upper=True)
+        """Return X with A X = `result` (..., rows, n), in the dtype of `result`.
+
+        Unknowns that A does not determine get arbitrary values of about the right size, other ones for each last bit of
+        the result. Whoever moves the result by its last bits can tell them from those that are determined.
+        """
+        solution = torch.linalg.solve_triangular(*self._system(result.to(self.q.dtype)), upper=True)
         return solution.to(torch.promote_types(result.dtype, torch.float32))
 
+    def _system(self, result: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the triangle and its right side, with an equation of its own for each free unknown."""
+        projected = self.q.mH @ result
+        if not self.free.any():
+            return self.r, projected
+        free = self.free[..., None]
+        size = self.r.diagonal(dim1=-2, dim2=-1).abs().norm(dim=-1)[..., None, None].clamp(min=_SMALLEST_PIVOT)
+        arbitrary = _FAR * _scrambled(result) / size
+        unit = torch.eye(self.r.shape[-1], dtype=self.r.dtype, device=self.r.device)
+        return torch.where(free, unit, self.r), torch.where(free, arbitrary.to(projected.dtype), projected)
+
     def condition(self) -> float:
-        """Return the 2-norm condition number, the worst where there are several matrices."""
+        """Return the 2-norm condition number, the worst where there are several matrices.
+
+        With more than 512 columns it is estimated from below, by iterations from a random start.
+        """
         if self.r.numel() == 0:
             return 1.0
-        values = torch.linalg.svdvals(self.r)
-        return float((values[..., 0] / values[..., -1]).nan_to_num(nan=math.inf, posinf=math.inf).amax())
+        if self.r.shape[-1] > _LARGE:
+            ratio = _estimated_condition(self.r)
+        else:
+            values = torch.linalg.svdvals(self.r)
+            ratio = values[..., 0] / values[..., -1]
+        return float(ratio.nan_to_num(nan=math.inf, posinf=math.inf).amax())
+
+
+def _scrambled(result: Tensor) -> Tensor:
+    """Return a number per column of (..., rows, n), at most its largest element, that depends on all last bits."""
+    magnitude = result.abs()
+    mantissa, _ = torch.frexp(magnitude)
+    return magnitude.amax(-2, keepdim=True) * torch.sin(mantissa * _TURNS).mean(-2, keepdim=True)
+
+
+def _estimated_condition(triangle: Tensor) -> Tensor:
+    """Return lower bounds of condition numbers: power iterations with R and with its inverse."""
+    start = torch.randn(triangle.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    largest = smallest = start.to(triangle).expand(*triangle.shape[:-1], 1)
+    for _ in range(_ITERATIONS):
+        stretched = triangle.mH @ (triangle @ largest)
+        shrunk = torch.linalg.solve_triangular(triangle.mH, smallest, upper=False)
+        shrunk = torch.linalg.solve_triangular(triangle, shrunk, upper=True)
+        stretch, shrink = stretched.norm(dim=-2, keepdim=True), shrunk.norm(dim=-2, keepdim=True)
+        largest, smallest = stretched / stretch, shrunk / shrink
+    return (stretch * shrink).sqrt()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -57,28 +57,51 @@ def full_name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
 
 
-def survey(
-    op: Any, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64), limit: int | None = None
-) -> Survey:
-    """Type the samples of one operator, at most `limit` per dtype, and run what the S labels claim."""
-    result = Survey(full_name(op))
+DTYPES = (torch.float32, torch.float64)
+
+
+def samples(op: Any, dtypes: tuple[torch.dtype, ...] = DTYPES, limit: int | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield an operator's samples with their names, at most `limit` per dtype.
+
+    An operator that has none of the dtypes is sampled in the first one that it has.
+    """
     supported = op.supported_dtypes("cpu")
     for dtype in [dtype for dtype in dtypes if dtype in supported] or sorted(supported, key=str)[:1]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(0)
-            for index, sample in enumerate(islice(op.sample_inputs("cpu", dtype), limit)):
-                _try_sample(op, sample, f"{dtype} #{index}", result)
+        torch.manual_seed(0)
+        for index, sample in enumerate(islice(op.sample_inputs("cpu", dtype), limit)):
+            yield f"{dtype} #{index}", sample
+
+
+def arguments(sample: Any) -> tuple[Any, ...]:
+    """Return a sample's positional arguments."""
+    return (sample.input, *sample.args)
+
+
+def choices(sample: Any) -> list[set[int]]:
+    """Return which tensors of a sample are dynamic, by identity: the input alone, then all of them."""
+    first = _identities(sample.input)
+    every = _identities((arguments(sample), sample.kwargs))
+    return [first, every] if every != first else [first]
+
+
+def _identities(values: Any) -> set[int]:
+    return {id(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)}
+
+
+def survey(op: Any, dtypes: tuple[torch.dtype, ...] = DTYPES, limit: int | None = None) -> Survey:
+    """Type the samples of one operator, at most `limit` per dtype, and run what the S labels claim."""
+    result = Survey(full_name(op))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for where, sample in samples(op, dtypes, limit):
+            _try_sample(op, sample, where, result)
     return result
 
 
 def _try_sample(op: Any, sample: Any, where: str, result: Survey) -> None:
-    args = (sample.input, *sample.args)
-    first = {id(leaf) for leaf in pytree.tree_leaves(sample.input) if isinstance(leaf, torch.Tensor)}
-    tensors = {id(leaf) for leaf in pytree.tree_leaves((args, sample.kwargs)) if isinstance(leaf, torch.Tensor)}
-    for dynamic in [first, tensors] if tensors != first else [first]:
+    for dynamic in choices(sample):
         try:
-            executed = execute(op.op, args, sample.kwargs, dynamic)
+            executed = execute(op.op, arguments(sample), sample.kwargs, dynamic)
         except Exception:
             result.rejected += 1
             return

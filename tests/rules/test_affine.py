@@ -144,6 +144,8 @@ def test_the_reflected_product_has_its_factors_the_other_way_round(certified):
     matrix, expanding = torch.randn(3, 4), torch.randn(4, 6)
     assert certified(torch.Tensor.__rmatmul__, expanding, matrix).undo.operands == (1,)
     assert certified("__rmatmul__", expanding, matrix, dynamic={id(expanding)}).erasure.elements == 6
+    # The amount is about the first operand, though it is the second factor.
+    assert certified(torch.Tensor.__rmatmul__, torch.randn(4), matrix).erasure.elements == 1
 
 
 def test_products_of_whole_numbers_are_gray(certified):

@@ -63,6 +63,27 @@ def test_a_step_that_erases_erases_what_its_rule_says():
     assert verdict.erasure.elements == 12
 
 
+def test_copies_that_a_step_erases_are_no_elements_of_the_operand():
+    verdict, _ = _verdict(lambda x: (x.repeat(2, 1) * 2).amax(1), X)  # 48 copies of 24 elements become 6 numbers
+    assert (verdict.label, verdict.erasure.elements) == (Label.K, 24 - 6)
+    verdict, _ = _verdict(lambda x: (x.repeat(2, 1) * 2).relu(), X)
+    assert (verdict.label, verdict.erasure) == (Label.K, None)
+    verdict, _ = _verdict(lambda x: (x.repeat(2, 1) * 2).square(), X)
+    assert (verdict.label, verdict.erasure) == (Label.K, None)
+
+
+def test_an_amount_may_be_about_the_other_operand_of_a_step():
+    verdict, _ = _verdict(lambda x, y: (x * 2) @ (y * 2), X, X.mT[:, :2])
+    assert (verdict.label, verdict.erasure) == (Label.K, None)
+
+
+def test_expectations_stay_expectations():
+    verdict, _ = _verdict(lambda x: (x * 2).relu(), X)
+    assert verdict.erasure.expected
+    verdict, _ = _verdict(lambda x: (x * 2).sum(0), X)
+    assert (verdict.erasure.elements, verdict.erasure.expected) == (16, False)
+
+
 def test_a_detour_around_an_erasing_step_is_not_called_erasing():
     verdict, _ = _verdict(lambda x: x.relu() + x, X)
     assert verdict.label is Label.GRAY

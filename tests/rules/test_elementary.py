@@ -72,7 +72,16 @@ def test_saturated_elements_are_lost_and_not_wrong(name, dtype):
 def test_complex_numbers_repeat_exponentials_and_not_logarithms(certified):
     for function in (torch.exp, torch.tanh, torch.sigmoid, torch.sinh, torch.sin, torch.abs, torch.square):
         assert certified(function, COMPLEX).label is Label.K
-    for function in (torch.log, torch.sqrt, torch.reciprocal, torch.neg, torch.asin, torch.atanh, torch.log1p):
+    for function in (
+        torch.log,
+        torch.sqrt,
+        torch.reciprocal,
+        torch.neg,
+        torch.asin,
+        torch.atanh,
+        torch.log1p,
+        F.softsign,
+    ):
         assert certified(function, COMPLEX).label is Label.S
 
 

@@ -98,3 +98,17 @@ def test_static_tables_that_are_indexed(certified):
     columns = ids % 3
     assert certified(torch.index_select, table, 1, columns, dynamic={id(columns)}).label is Label.GRAY
     assert certified(torch.take, table, ids, dynamic={id(ids)}).label is Label.GRAY
+
+
+def test_indices_that_count_every_dimension_keep_everything(verdict_of):
+    def grid(x):
+        rows, columns = torch.arange(x.shape[0]), torch.arange(5)
+        return x[rows[:, None, None], (columns + 0).unsqueeze(0)]
+
+    mask = torch.rand(3, 5) > 0.5
+    assert verdict_of(grid, mask).label is Label.S
+    # Both along one axis pick a diagonal; fewer columns, or columns from 1, leave some out.
+    assert verdict_of(lambda x: x[torch.arange(5), torch.arange(5)], mask.new_ones(5, 5)).label is not Label.S
+    for columns in (lambda: torch.arange(4), lambda: torch.arange(5) // 2, lambda: torch.arange(1, 6) - 1):
+        verdict = verdict_of(lambda x, c=columns: x[torch.arange(x.shape[0])[:, None], c()], mask)
+        assert verdict.label is not Label.S

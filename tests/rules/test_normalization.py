@@ -169,6 +169,21 @@ def test_unit_vectors_have_lost_their_lengths(certified, verdict_of):
     assert certified(F.normalize, X).erasure.elements == 2 * 4
     assert certified(F.normalize, X, 1.0, -1).erasure.elements == 2 * 3
     assert verdict_of(lambda x: F.normalize(x, dim=-1), X).erasure.elements == 3
+    assert certified(F.normalize, torch.complex(X, X)).erasure.elements == 2 * 4 / 2
+
+
+def test_vectors_shorter_than_eps_keep_their_lengths(certified):
+    short = F.normalize(X, eps=0.5) * 0.25
+    torch.testing.assert_close(F.normalize(short, eps=0.5), short * 2)
+    verdict = certified(F.normalize, X, eps=0.5)
+    assert (verdict.label, verdict.erasure) == (Label.K, None)
+
+
+@pytest.mark.parametrize("dim", [1, -1, (0, 2)])
+def test_counts_of_elements_that_are_not_zero_are_seen_in_the_result(certified, dim):
+    sparse = X.masked_fill(X > 0.5, 0.0)
+    sparse[0] = 0
+    assert certified(F.normalize, sparse, 0, dim).label is Label.S
 
 
 def test_weight_norm_and_renorm_erase_lengths(certified):

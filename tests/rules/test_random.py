@@ -76,7 +76,9 @@ def test_a_draw_erases_its_probabilities(verdict_of, certified):
     assert verdict_of(lambda x: torch.bernoulli(x), torch.rand(2, 3, 4)).erasure.elements == 12
     assert verdict_of(lambda x: torch.rand_like(x), X).erasure.elements == 12
     assert certified(torch.multinomial, torch.rand(2, 5), 2).erasure.elements == 10
-    assert certified(torch.normal, X, 1.0).erasure.elements == 24
+    # What is drawn from a normal distribution lies near its mean.
+    assert certified(torch.normal, X, 1.0).label is Label.K
+    assert certified(torch.normal, X, 1.0).erasure is None
     assert certified(torch.poisson, X.abs()).erasure.elements == 24
     assert certified(torch.randint_like, X, 5).erasure.elements == 24
 

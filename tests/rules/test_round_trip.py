@@ -113,7 +113,32 @@ def test_factors_solve_and_know_their_condition():
     assert Factors.of(torch.zeros(3, 2)).condition() == math.inf
 
 
+def test_conditions_of_many_columns_are_estimated_from_below():
+    matrix = torch.randn(2, 640, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.linalg.svdvals(matrix)
+    exact = float((values[:, 0] / values[:, -1]).amax())
+    assert 0.9 * exact < Factors.of(matrix).condition() <= exact
+    assert Factors.of(torch.zeros(600, 600)).condition() == math.inf
+
+
 def test_unbroadcast_takes_the_first_copy():
     x = torch.randn(3, 1)
     assert torch.equal(unbroadcast(x.expand(2, 3, 4), (3, 1)), x)
     assert unbroadcast(torch.ones(2, 2), ()).shape == ()
+
+
+def test_an_overflow_of_both_signs_is_lost():
+    # A row with many infinite elements of both signs gives NaN, whichever way its finite elements move.
+    operand = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).mul(3e4).half()
+    weight = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0].mul(100).half()
+    trip = _trip(torch.matmul, lambda run: Factors.of(weight.mT).solve(run.output.mT).mT, operand, weight)
+    assert trip.lost > 100
+    assert trip.wrong == 0
+
+
+@pytest.mark.parametrize(("condition", "lost", "wrong"), [(1e9, 32, 0), (1e3, 0, 32)])
+def test_an_ill_conditioned_system_leaves_its_operand_open(condition, lost, wrong):
+    executed = execute(torch.neg, (X,), {})
+    undo = Undo(lambda run: -run.output + 0.1, condition=lambda run: condition)
+    trip = round_trip(executed, preserves("claim", undo=undo))
+    assert (trip.lost, trip.wrong) == (lost, wrong)

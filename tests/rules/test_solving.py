@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bwsk_fx.verdict import Label
+from bwsk_fx.verdict import Erasure, Label
 
 linalg = torch.linalg
 A = torch.randn(2, 4, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0)) + 3 * torch.eye(4)
@@ -87,11 +87,16 @@ def test_rotations_by_reflectors_are_turned_back(certified, left, transpose):
     other = B if left else B.mT
     assert certified(torch.ormqr, packed, tau, other, left, transpose).undo.operands == (2,)
     assert certified(torch.ormqr, packed, tau, other, left, transpose, dynamic={id(packed)}).erasure.elements == 2 * 10
+    packed, tau = torch.geqrf(torch.randn(2, 5).double())
+    wide = certified(torch.ormqr, packed, tau, torch.eye(2).double(), left, transpose, dynamic={id(packed)})
+    assert wide.erasure.elements == 5 + 4
 
 
 def test_least_squares_lose_the_residual(certified):
     tall, wide = torch.randn(5, 3, dtype=torch.double), torch.randn(3, 5, dtype=torch.double)
     assert certified(linalg.lstsq, tall, torch.randn(5, 2).double()).erasure.elements == 2 * (5 - 3)
+    assert certified(linalg.lstsq, tall, torch.randn(5, 2).double(), driver="gels").erasure.elements == 2 * (5 - 3 - 1)
+    assert certified(linalg.lstsq, tall[:4], torch.randn(4, 2).double(), driver="gels").erasure == Erasure(bits=2)
     assert certified(linalg.lstsq, wide, torch.randn(3, 2).double()).undo.operands == (1,)
     assert certified(linalg.lstsq, tall, torch.randn(5, 6).double(), dynamic={id(tall)}).label is Label.S
     # Two solutions of three numbers, and two residuals.

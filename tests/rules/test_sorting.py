@@ -36,6 +36,22 @@ def test_rankings_erase(verdict_of, certified):
     assert certified(torch.isin, X, X[0]).erasure.elements == 40
 
 
+def test_histograms_tell_the_smallest_and_the_largest_element(certified):
+    assert certified(torch.histogram, X, 4).erasure.elements == 38
+    assert certified(torch.histogram, X, 4, range=(0.0, 1.0)).erasure.elements == 40
+    assert certified(torch.histogram, X, torch.linspace(0, 1, 4)).erasure.elements == 40
+    assert certified(torch.histogramdd, X[0], [2, 2, 2, 2]).erasure.elements == 20 - 8
+    assert certified(torch.histogramdd, X[0], [2, 2, 2, 2], range=[0.0, 1.0] * 4).erasure.elements == 20
+    assert certified(torch.histogram, X[0, 0, :1], 4).label is Label.S
+    assert certified(torch.histogram, X[0, 0, :2], 4).label is Label.GRAY
+    assert certified(torch.bincount, torch.tensor([0, 2, 2])).erasure.elements == 3
+
+
+def test_sums_of_weights_may_tell_them(certified):
+    weights = torch.randn(3)
+    assert certified(torch.bincount, torch.tensor([0, 1, 2]), weights, dynamic={id(weights)}).label is Label.GRAY
+
+
 @pytest.mark.parametrize("function", [torch.equal, torch.allclose])
 def test_answers_erase(certified, function):
     assert certified(function, X, X + 1).erasure.elements == 40
