@@ -21,6 +21,10 @@ VISION: dict[str, Make] = {
         transformers.ViTConfig(**SIZES, **IMAGE, intermediate_size=128)
     ),
     "dinov2": lambda: transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**SIZES, **IMAGE)),
+    # Its position indices are remembered by a method.
+    "beit": lambda: transformers.BeitForImageClassification(
+        transformers.BeitConfig(**SIZES, **IMAGE, intermediate_size=128, use_relative_position_bias=True)
+    ),
     "convnext": lambda: transformers.ConvNextForImageClassification(
         transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 64, 64], image_size=32)
     ),
