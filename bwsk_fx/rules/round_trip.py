@@ -141,18 +141,18 @@ def _compare(executed: Executed, verdict: Verdict, undo: Undo, with_condition: b
         if trip.wrong:
             moved += [_rebuilt(undo, _moved(hidden, pattern)) for pattern in patterns]
             trip = _told_apart(run, undo, rebuilt, moved)
-    if trip.wrong and undo.condition is not None and undo.condition(run) * trip.tolerance > 1:
-        # Solving such a system has rounding errors of its own, larger than those of the few changes above.
-        trip = _told_apart(run, undo, rebuilt, moved, ill_conditioned=True)
+    if trip.wrong and undo.condition is not None and undo.condition(run) * trip.tolerance**2 > 1:
+        # The map is singular in this dtype: solving it has rounding errors of its own, larger than those changes.
+        trip = _told_apart(run, undo, rebuilt, moved, singular=True)
     if undo.condition is None or not with_condition:
         return trip
     return replace(trip, condition=run.once("condition", partial(undo.condition, run)))
 
 
 def _told_apart(
-    run: Run, undo: Undo, rebuilt: list[Tensor], moved: list[list[Tensor]], ill_conditioned: bool = False
+    run: Run, undo: Undo, rebuilt: list[Tensor], moved: list[list[Tensor]], singular: bool = False
 ) -> RoundTrip:
-    if ill_conditioned:
+    if singular:
         moved = [*moved, [torch.full_like(tensor, math.nan) for tensor in rebuilt]]
     trips = [
         _one_operand(run.operands[number], rebuilt[place], [other[place] for other in moved], run.output)

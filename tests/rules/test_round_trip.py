@@ -136,8 +136,8 @@ def test_an_overflow_of_both_signs_is_lost():
     assert trip.wrong == 0
 
 
-@pytest.mark.parametrize(("condition", "lost", "wrong"), [(1e9, 32, 0), (1e3, 0, 32)])
-def test_an_ill_conditioned_system_leaves_its_operand_open(condition, lost, wrong):
+@pytest.mark.parametrize(("condition", "lost", "wrong"), [(1e9, 32, 0), (1e6, 0, 32)])
+def test_a_singular_system_leaves_its_operand_open(condition, lost, wrong):
     executed = execute(torch.neg, (X,), {})
     undo = Undo(lambda run: -run.output + 0.1, condition=lambda run: condition)
     trip = round_trip(executed, preserves("claim", undo=undo))
