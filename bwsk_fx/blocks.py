@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from torch import fx
+
+Item = TypeVar("Item")
 
 
 def block_of(node: fx.Node) -> str | None:
@@ -30,9 +33,20 @@ def section_and_index(path: str) -> tuple[str, int]:
 
 def blocks(graph: fx.Graph) -> Iterator[tuple[str, list[fx.Node]]]:
     """Yield each block's path with its nodes, in the order in which they first run."""
-    members: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        path = block_of(node)
+    return grouped(graph.nodes, block_of)
+
+
+def grouped(items: Iterable[Item], path_of: Callable[[Item], str | None]) -> Iterator[tuple[str, list[Item]]]:
+    """Yield each block's path with the items of it, in the order of their first; items of no block are left out."""
+    members: dict[str, list[Item]] = {}
+    for item in items:
+        path = path_of(item)
         if path is not None:
-            members.setdefault(path, []).append(node)
+            members.setdefault(path, []).append(item)
     yield from members.items()
+
+
+def span(section: str, indices: Sequence[int]) -> str:
+    """Name neighbouring blocks of one container: `vit.layers.0-11`, or `vit.layers.3` for a single one."""
+    numbers = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
+    return f"{section}.{numbers}".removeprefix(".")

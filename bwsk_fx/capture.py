@@ -7,8 +7,7 @@ batch sizes. Leaf modules become `call_module` nodes under their original paths.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx._caches import emptied_caches
 from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
-from bwsk_fx.errors import CaptureError
+from bwsk_fx._side_effects import emptied_caches, kept_attributes
+from bwsk_fx.errors import CaptureError, first_line
+from bwsk_fx.signature import tensors_of
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 AutocastState = tuple[tuple[str, torch.dtype | None], ...]
@@ -149,9 +149,9 @@ def _record(
     """Run `model` once on fakes; the random state and the model's own tensors stay as they are."""
     mode = private.fake_mode()
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
-    recorder = Recorder(model, fakes, _aliases(model), is_leaf)
+    recorder = Recorder(model, fakes, tensors_of(model), is_leaf)
     with (
-        _untouched(model),
+        kept_attributes(model),
         emptied_caches(model),
         torch.random.fork_rng(devices=()),
         mode,
@@ -186,33 +186,8 @@ def _require_same_buffers(path: str, module: nn.Module, before: Mapping[str, Any
             )
 
 
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Give every module its attributes back, since a run may have put fakes there: caches, new buffers."""
-    modules = list(model.modules())
-    before = [(vars(module).copy(), module._parameters.copy(), module._buffers.copy()) for module in modules]
-    try:
-        yield
-    finally:
-        for module, (attributes, parameters, buffers) in zip(modules, before, strict=True):
-            _restore(module._parameters, parameters)
-            _restore(module._buffers, buffers)
-            _restore(vars(module), attributes)
-
-
-def _restore(table: dict[str, Any], entries: Mapping[str, Any]) -> None:
-    table.clear()
-    table.update(entries)
-
-
 def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def _aliases(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and buffers under all of their names; a tied one has several."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _without_single_batch(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -280,8 +255,7 @@ def _depends_on_mode(
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    cause = lines[0] if lines else "no message"
+    cause = first_line(error)
     if not isinstance(error, CaptureError):
         cause = f"{type(error).__name__}: {cause}"
     place = user_frame(error.__traceback__)

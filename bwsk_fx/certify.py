@@ -77,6 +77,7 @@ class _Certifier(fx.Interpreter):
         self, graph: fx.GraphModule, dtypes: tuple[torch.dtype, ...], kinds: tuple[str, ...], batch: int
     ) -> None:
         super().__init__(graph)
+        self._graph_module = graph
         self.found: dict[fx.Node, NodeCertificate] = {}
         self._dynamic = sound.dynamic_nodes(graph)
         self._dtypes = dtypes
@@ -103,7 +104,7 @@ class _Certifier(fx.Interpreter):
         own = claim.dtype
         others = [] if own is None else [dtype for dtype in self._dtypes if dtype is not own]
         trials = (claim.try_own(self._kinds), *(claim.try_in(dtype, self._kinds) for dtype in others))
-        name = target_name(claim.execute().call)
+        name = target_name(sound.call_at(self._graph_module, node, self._dynamic))
         return NodeCertificate(node.name, name, trials, _decided(claim.verdict, trials, self._batch))
 
 
@@ -112,9 +113,7 @@ def _decided(verdict: Verdict, trials: Sequence[Trial], batch: int) -> Verdict:
     own = trials[0]
     for trial in (own, *(trial for trial in trials if trial.dtype == "float64")):
         if not trial.holds:
-            return _demoted(
-                verdict, Label.GRAY, None, UNKNOWN, f"its inverse fails in {trial.dtype}: {_failure(trial)}"
-            )
+            return _demoted(verdict, Label.GRAY, None, UNKNOWN, f"its inverse fails in {trial.dtype}: {trial.failure}")
     if own.real is not None and own.real.lost:
         lost = own.real.lost / batch
         why = f"{lost:,.4g} elements per sample are not determined by the output in {own.dtype}"
@@ -135,11 +134,6 @@ def _demoted(verdict: Verdict, label: Label, erasure: Erasure | None, confidence
         confidence=confidence,
         rationale=f"{verdict.rule}: demoted by certify, since {why}",
     )
-
-
-def _failure(trial: Trial) -> str:
-    trip = next(trip for trip in trial.trips if not trip.holds)
-    return trip.note or f"{trip.wrong} of {trip.elements} elements are wrong, by up to {trip.error:.1e}"
 
 
 def _condition(trial: Trial) -> str:

@@ -1,6 +1,11 @@
 """The exceptions that the library raises; every message names the place, the cause and the way out."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, for a message of our own that names it as the cause."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
 class BwskError(Exception):
     """Base of every error that bwsk-fx raises on purpose."""
 

@@ -106,8 +106,7 @@ def _calls(graph: fx.GraphModule) -> dict[fx.Node, Call]:
     calls = {}
     for node in graph.graph.nodes:
         verdict_of(node)
-        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        calls[node] = Call(node, module, dynamic)
+        calls[node] = sound.call_at(graph, node, dynamic)
         if sound.is_dynamic(calls[node]):
             dynamic.add(node)
     return calls

@@ -32,6 +32,12 @@ def structure_of(subgraph: fx.GraphModule) -> Hashable:
     return tuple(rows)
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers under all of their names; a tied one has several."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return parameters | dict(module.named_buffers(remove_duplicate=False))
+
+
 @dataclass(frozen=True)
 class Settings:
     """The leaf modules of a subgraph, and which of their attributes decide what they compute.

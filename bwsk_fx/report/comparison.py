@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from bwsk_fx.blocks import block_of, section_and_index
+from bwsk_fx.blocks import block_of, grouped, section_and_index, span
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.report.render import as_text
 from bwsk_fx.verdict import Label, Verdict
@@ -113,7 +113,7 @@ class Comparison(BothCounts):
         """Render totals, blocks, operators and disagreements."""
         from rich.console import Group
 
-        rows = [(_span(run), run[0]) for run in _runs(self.blocks)]
+        rows = [(span(run[0].section, [block.index for block in run]), run[0]) for run in _runs(self.blocks)]
         tables = [_table("block", rows)] if rows else []
         operators = _table("operator", [(row.operator, row) for row in self.operators])
         return Group(*_headlines(self), *tables, operators, *map(_sentence, self.disagreements))
@@ -185,12 +185,7 @@ def _count(verdicts: Iterable[Verdict]) -> LabelCounts:
 
 
 def _blocks(calls: Iterable[_Call]) -> Iterator[BlockCounts]:
-    members: dict[str, list[_Call]] = {}
-    for call in calls:
-        path = block_of(call.node)
-        if path is not None:
-            members.setdefault(path, []).append(call)
-    for path, inside in members.items():
+    for path, inside in grouped(calls, lambda call: block_of(call.node)):
         section, index = section_and_index(path)
         yield BlockCounts(**_both(inside), section=section, index=index)
 
@@ -216,12 +211,6 @@ def _runs(blocks: Iterable[BlockCounts]) -> Iterator[list[BlockCounts]]:
     """Yield each run of equal neighbours in one container."""
     for _, run in groupby(blocks, lambda block: (block.section, block.published, block.sound)):
         yield list(run)
-
-
-def _span(run: Sequence[BlockCounts]) -> str:
-    first, last = run[0], run[-1]
-    indices = str(first.index) if first is last else f"{first.index}-{last.index}"
-    return f"{first.section}.{indices}".removeprefix(".")
 
 
 def _table(heading: str, rows: Iterable[tuple[str, BothCounts]]) -> Table:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from torch import nn
 
-from bwsk_fx.blocks import section_and_index
-from bwsk_fx.report.summary import Block, Counts, GrayNode, Summary
+from bwsk_fx.blocks import grouped, section_and_index
+from bwsk_fx.report.summary import Block, Counts, GrayNode, Summary, counts_of
 from bwsk_fx.rules.published import module_verdict
 from bwsk_fx.verdict import Label, Verdict
 
@@ -56,18 +56,11 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _counts(leaves: Iterable[_Leaf]) -> Counts:
-    found = [verdict.label for _, _, verdict in leaves]
-    k = found.count(Label.K)
-    return Counts(found.count(Label.S), k, found.count(Label.GRAY), unmeasured=k)
+    return counts_of(verdict for _, _, verdict in leaves)
 
 
 def _blocks(leaves: Iterable[_Leaf]) -> Iterator[Block]:
-    members: dict[str, list[_Leaf]] = {}
-    for leaf in leaves:
-        block = _block_of(leaf[0])
-        if block is not None:
-            members.setdefault(block, []).append(leaf)
-    for path, inside in members.items():
+    for path, inside in grouped(leaves, lambda leaf: _block_of(leaf[0])):
         section, index = section_and_index(path)
         yield Block(**asdict(_counts(inside)), section=section, index=index)
 

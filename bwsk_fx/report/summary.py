@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from bwsk_fx.blocks import block_of, section_and_index
-from bwsk_fx.errors import RuleError
+from bwsk_fx.blocks import block_of, grouped, section_and_index, span
+from bwsk_fx.report.nodes import verdict_of
 from bwsk_fx.report.render import as_text
 from bwsk_fx.verdict import Label, Verdict
 
@@ -125,10 +125,10 @@ def summarize(graph: fx.GraphModule) -> Summary:
     Raises:
         RuleError: The graph, or a node of it, is not typed.
     """
-    nodes = [(node, _verdict(node)) for node in graph.graph.nodes]
+    nodes = [(node, verdict_of(node)) for node in graph.graph.nodes]
     counted = [(node, verdict) for node, verdict in nodes if verdict.counted]
     return Summary(
-        **asdict(_counts(verdict for _, verdict in counted)),
+        **asdict(counts_of(verdict for _, verdict in counted)),
         ruleset=nodes[0][1].ruleset if nodes else "sound",
         blocks=tuple(_blocks(counted)),
         gray_nodes=tuple(
@@ -139,14 +139,8 @@ def summarize(graph: fx.GraphModule) -> Summary:
     )
 
 
-def _verdict(node: fx.Node) -> Verdict:
-    verdict = node.meta.get("bwsk")
-    if verdict is None:
-        raise RuleError(f"node '{node.name}' has no verdict; call bwsk_fx.type_nodes(graph) first")
-    return verdict
-
-
-def _counts(verdicts: Iterable[Verdict]) -> Counts:
+def counts_of(verdicts: Iterable[Verdict]) -> Counts:
+    """Count labels, and add up what K nodes erase."""
     verdicts = list(verdicts)
     found = [verdict.label for verdict in verdicts]
     erasures = [verdict.erasure for verdict in verdicts if verdict.erasure is not None]
@@ -161,14 +155,9 @@ def _counts(verdicts: Iterable[Verdict]) -> Counts:
 
 
 def _blocks(counted: list[tuple[fx.Node, Verdict]]) -> Iterator[Block]:
-    members: dict[str, list[Verdict]] = {}
-    for node, verdict in counted:
-        path = block_of(node)
-        if path is not None:
-            members.setdefault(path, []).append(verdict)
-    for path, verdicts in members.items():
+    for path, inside in grouped(counted, lambda each: block_of(each[0])):
         section, index = section_and_index(path)
-        yield Block(**asdict(_counts(verdicts)), section=section, index=index)
+        yield Block(**asdict(counts_of(verdict for _, verdict in inside)), section=section, index=index)
 
 
 def _operator(node: fx.Node) -> str:
@@ -196,9 +185,8 @@ def _block_table(blocks: tuple[Block, ...]) -> Table:
         table.add_column(heading, justify="left" if heading == "block" else "right")
     for (section, *counts), run in groupby(blocks, _row):
         indices = [block.index for block in run]
-        span = str(indices[0]) if len(indices) == 1 else f"{indices[0]}-{indices[-1]}"
         cells = [f"{count:,.0f}" for count in counts]
-        table.add_row(f"{section}.{span}".removeprefix("."), *cells[: len(headings) - 1])
+        table.add_row(span(section, indices), *cells[: len(headings) - 1])
     return table
 
 

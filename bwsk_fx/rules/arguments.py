@@ -13,11 +13,13 @@ class Arguments:
     """Access to the arguments of a call and the attributes of its module.
 
     Attributes:
+        target: The function, the method's name, or the module itself.
         module: The leaf module of a `call_module` node, else None.
         args: Positional arguments.
         kwargs: Keyword arguments.
     """
 
+    target: Any
     module: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]

@@ -61,7 +61,7 @@ def undo_by(inverse: Callable[[Tensor], Tensor]) -> Undo:
 
 
 def _inverted(inverse: Callable[[Tensor], Tensor], limit: float | None, run: Run) -> Tensor:
-    output = run.output if isinstance(run.output, Tensor) else run.output[0]
+    output = run.value
     operand = inverse(widened(output))
     if limit is None or output.is_complex():
         return operand

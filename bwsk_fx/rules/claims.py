@@ -12,10 +12,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx.errors import first_line
 from bwsk_fx.rules import sound
 from bwsk_fx.rules.round_trip import Executed, RoundTrip, execute, merged, round_trip
 from bwsk_fx.rules.samples import adversarial
 from bwsk_fx.rules.single import Target
+from bwsk_fx.rules.sizes import short
 from bwsk_fx.verdict import Label, Verdict
 
 # Scales that stand for those of a norm whose γ came close to zero.
@@ -47,6 +49,14 @@ class Trial:
     def holds(self) -> bool:
         """Whether no element came back wrong."""
         return all(trip.holds for trip in self.trips)
+
+    @property
+    def failure(self) -> str:
+        """What came back wrong; empty where the claim holds."""
+        trip = next((trip for trip in self.trips if not trip.holds), None)
+        if trip is None:
+            return ""
+        return trip.note or f"{trip.wrong} of {trip.elements} elements are wrong, by up to {trip.error:.1e}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ class Claim:
         executed = self.execute()
         dtype = self.dtype or next((value.dtype for value in self._operands()), None)
         real = round_trip(executed, self.verdict)
-        return Trial(_short(dtype), real, self._adversarial(kinds, self.verdict, executed))
+        name = "no dtype" if dtype is None else short(dtype)
+        return Trial(name, real, self._adversarial(kinds, self.verdict, executed))
 
     def try_in(self, dtype: torch.dtype, kinds: Sequence[str]) -> Trial:
         """Try the claim with every floating-point value and parameter in another dtype, without autocast."""
@@ -99,11 +110,11 @@ class Claim:
                 executed = variant.execute()
                 verdict = self.verdict if self.fixed else sound.verdict(executed.call)
                 if verdict.label is not Label.S:
-                    return Trial(_short(dtype), note=f"{verdict.label} in this dtype: {verdict.rationale}")
+                    return Trial(short(dtype), note=f"{verdict.label} in this dtype: {verdict.rationale}")
                 real = round_trip(executed, verdict, with_condition=False)
-                return Trial(_short(dtype), real, variant._adversarial(kinds, verdict, executed))
+                return Trial(short(dtype), real, variant._adversarial(kinds, verdict, executed))
         except (NotImplementedError, RuntimeError) as error:
-            return Trial(_short(dtype), note=f"does not run in this dtype: {str(error).splitlines()[0]}")
+            return Trial(short(dtype), note=f"does not run in this dtype: {first_line(error)}")
 
     def _adversarial(self, kinds: Sequence[str], verdict: Verdict, executed: Executed) -> RoundTrip | None:
         variants = [(self._with_values(kind), executed.run.memory) for kind in kinds]
@@ -165,7 +176,3 @@ def _with_small_scale(target: Target) -> nn.Module | None:
     with torch.no_grad():
         small.weight[::2] *= _SMALL_SCALE  # type: ignore[index, operator]
     return small
-
-
-def _short(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")

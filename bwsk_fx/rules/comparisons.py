@@ -11,7 +11,7 @@ from bwsk_fx.rules.bijections import per_element
 from bwsk_fx.rules.broadcasting import broadcasts, from_result, where_kept
 from bwsk_fx.rules.registry import Call, erases, labels, preserves
 from bwsk_fx.rules.spelling import plain_name, spellings
-from bwsk_fx.rules.undo import Run, Undo
+from bwsk_fx.rules.undo import Run, Undo, as_it_is
 from bwsk_fx.verdict import Verdict
 
 _EQUAL = {"eq": True, "ne": False, "not_equal": False}
@@ -27,12 +27,8 @@ def comparison(call: Call) -> Verdict:
     other = right if left is call.operands[0] else left
     if call.before.dtype is torch.bool and isinstance(other, int) and other in (0, 1) and plain_name(call) in _EQUAL:
         keeps = bool(other) == _EQUAL[plain_name(call)]
-        return from_result("it is the mask or its complement", _mask if keeps else _complement)
+        return from_result("it is the mask or its complement", as_it_is if keeps else _complement)
     return one_bit_left(call)
-
-
-def _mask(run: Run) -> Tensor:
-    return run.output
 
 
 def _complement(run: Run) -> Tensor:
@@ -92,4 +88,4 @@ def _filled(call: Call, mask: Tensor) -> Verdict:
 
 
 def _chosen(call: Call, kept: Tensor) -> Verdict:
-    return where_kept(call, kept, "the static mask keeps every element", _mask, "the static mask decides against it")
+    return where_kept(call, kept, "the static mask keeps every element", as_it_is, "the static mask decides against it")

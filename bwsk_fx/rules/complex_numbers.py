@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bwsk_fx.rules.bijections import identity, per_element, unchanged, undo_by, widened
 from bwsk_fx.rules.broadcasting import broadcasts, from_result
-from bwsk_fx.rules.registry import Call, erases, every, labels, other_operand, preserves
+from bwsk_fx.rules.registry import Call, erases, every, labels, preserves, witness_of
 from bwsk_fx.rules.spelling import plain_name, spellings
 from bwsk_fx.rules.undo import Run, Undo, unbroadcast
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict
+from bwsk_fx.verdict import REFINED, Verdict
 
 
 @labels(*spellings("real imag angle"))
@@ -69,7 +69,7 @@ def polar(call: Call) -> Verdict:
     size, angle = call.argument(0, "abs"), call.argument(1, "angle")
     if size is not call.operands[0] or size is angle:
         return erases("angles that are a full turn apart give one result")
-    witness = other_operand(angle) if call.is_dynamic(angle) else NOTHING
+    witness = witness_of(call, angle)
     return from_result("turning the result back leaves its size", _turned_back, witness)
 
 

@@ -31,7 +31,7 @@ from bwsk_fx.rules.factories import is_made
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call, by_products, erases, judge, other_operand, preserves, unknown, unproven
 from bwsk_fx.rules.statistics import statistics
-from bwsk_fx.rules.undo import Run, Undo
+from bwsk_fx.rules.undo import Run, Undo, as_it_is
 from bwsk_fx.verdict import NOTHING, REFINED, Erasure, Label, Verdict, Witness, WitnessKind
 
 _NAME = "composition"
@@ -65,7 +65,7 @@ def _decomposed(call: Call) -> Decomposition:
     args, kwargs = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, dict(call.kwargs)))
     operands = [operand.meta["val"] for operand in call.operands]
     if call.module is None:
-        return decompose(call.node.target, args, kwargs, operands)  # type: ignore[arg-type]
+        return decompose(call.target, args, kwargs, operands)  # type: ignore[arg-type]
     key = (module_key(call.module), argument_key((args, kwargs)), argument_key(operands))
     if key not in call.memory:
         call.memory[key] = _template(call.module, args, kwargs, operands)
@@ -184,7 +184,7 @@ def _verdict_of(parts: Decomposition, step: fx.Node) -> Verdict:
         return unproven("it draws random values")
     verdict = judge(call)
     if verdict is not None and _only_rounds(parts, step, verdict):
-        return preserves("it rounds to the dtype of the operands, as any operator does", undo=Undo(_as_it_is))
+        return preserves("it rounds to the dtype of the operands, as any operator does", undo=Undo(as_it_is))
     return unknown(call, "an operator of the decomposition") if verdict is None else verdict
 
 
@@ -196,10 +196,6 @@ def _only_rounds(parts: Decomposition, step: fx.Node, verdict: Verdict) -> bool:
     given = [operand.meta["val"].dtype for operand in parts.operands]
     floats = all(dtype.is_floating_point for dtype in (before, after, *given))
     return floats and all(sizes.widens(dtype, after) for dtype in given)
-
-
-def _as_it_is(run: Run) -> Tensor:
-    return run.output
 
 
 def _not_preserved(parts: Decomposition, verdicts: Mapping[fx.Node, Verdict], words: str) -> Verdict:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from bwsk_fx.rules.arguments import Arguments
-from bwsk_fx.rules.registry import Call, erases, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, others, preserves, unproven
 from bwsk_fx.rules.sizes import as_int, elements
 from bwsk_fx.rules.undo import Factors, Run, Undo, unbroadcast, wide
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict, Witness
+from bwsk_fx.verdict import REFINED, Verdict
 
 FULL_RANK = "the factor at hand has full rank"
 
@@ -104,13 +104,6 @@ def value_of(argument: Any) -> Tensor:
     return argument.meta["val"] if isinstance(argument, fx.Node) else argument
 
 
-def plain_name(arguments: Arguments) -> str:
-    """Return the name of the function, method or ATen operator that is called; in-place ones go by their twins."""
-    target: Any = arguments.node.target if isinstance(arguments, Call) else getattr(arguments, "target", "")
-    packet = getattr(target, "overloadpacket", target)
-    return str(target if isinstance(target, str) else packet.__name__).removesuffix("_")
-
-
 def system(terms: Terms, side: int) -> System:
     """Return the equations that a call is for one of its factors."""
     mine, theirs = (_stretched(terms, which) for which in (side, 1 - side))
@@ -191,12 +184,6 @@ def _solved(call: Call, form: Form, terms: Terms, equations: System) -> Verdict:
     why = f"{sizes} {how}, so {by} rebuilds the operand if the factor has full rank"
     undo = Undo(partial(rebuild_factor, form, equations.side), (number,), condition=partial(condition, form, equations))
     return preserves(f"{why}; shapes cannot show that, certify does", witness, REFINED, undo=undo, domain=FULL_RANK)
-
-
-def others(call: Call, number: int) -> Witness:
-    """Return the witness of all dynamic operands but one; nothing where there are no others."""
-    rest = [operand for index, operand in enumerate(call.operands) if index != number]
-    return other_operand(*rest) if rest else NOTHING
 
 
 def _contracting(call: Call, terms: Terms, systems: Sequence[System]) -> Verdict:

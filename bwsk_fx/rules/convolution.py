@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, axis_rule, claims
 from bwsk_fx.rules.axis_table import Axis
-from bwsk_fx.rules.contraction import by_counting, others
+from bwsk_fx.rules.contraction import by_counting
 from bwsk_fx.rules.deconvolution import condition, rebuild
-from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import as_int
 from bwsk_fx.rules.undo import Undo
 from bwsk_fx.rules.windows import MOST_WORK, Windows, each, full_rank, starved, unread, windows, work

@@ -15,11 +15,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx._caches import emptied_caches
+from bwsk_fx._side_effects import emptied_caches, kept_attributes, kept_buffers
+from bwsk_fx.errors import first_line
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call
 from bwsk_fx.rules.single import Target, run_target
-from bwsk_fx.signature import frozen, settings_of
+from bwsk_fx.signature import frozen, settings_of, tensors_of
 
 
 class UndecomposableError(Exception):
@@ -75,7 +76,7 @@ def decompose(
             raise
         except Exception as error:
             raise UndecomposableError(
-                f"it cannot be decomposed: {type(error).__name__}: {_first_line(error)}"
+                f"it cannot be decomposed: {type(error).__name__}: {first_line(error)}"
             ) from error
     return recorder.finish(result)
 
@@ -95,12 +96,12 @@ class Template:
     @classmethod
     def of(cls, parts: Decomposition, module: nn.Module) -> Template:
         """Find the module's own tensors among the static ones of its decomposition."""
-        own = {id(tensor): name for name, tensor in _own_tensors(module).items()}
+        own = {id(tensor): name for name, tensor in tensors_of(module).items()}
         return cls(parts, {node: own[id(tensor)] for node, tensor in parts.statics.items() if id(tensor) in own})
 
     def of_module(self, module: nn.Module) -> Decomposition:
         """Return the decomposition with the tensors of `module`; what was returned before has them as well."""
-        tensors = _own_tensors(module)
+        tensors = tensors_of(module)
         for node, name in self.names.items():
             node.meta["val"] = tensors[name]
         statics = {**self.parts.statics, **{node: node.meta["val"] for node in self.names}}
@@ -109,7 +110,7 @@ class Template:
 
 def module_key(module: nn.Module) -> Hashable:
     """Return what decides how a module computes: classes, settings, and the kinds of its parameters and buffers."""
-    own = {name: _kind(tensor) for name, tensor in _own_tensors(module).items()}
+    own = {name: _kind(tensor) for name, tensor in tensors_of(module).items()}
     return tuple(settings_of(part) for part in module.modules()), tuple(own.items())
 
 
@@ -121,10 +122,6 @@ def argument_key(values: Any) -> Hashable:
 
 def _kind(tensor: Tensor) -> Hashable:
     return str(tensor.shape), tensor.dtype, str(tensor.stride()), tensor.device, tensor.requires_grad
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 
 class _Steps(TorchDispatchMode):
@@ -211,21 +208,9 @@ def _undisturbed(target: Target, operands: Sequence[Tensor]) -> Iterator[None]:
 @contextmanager
 def untouched(module: nn.Module | None) -> Iterator[None]:
     """Give a module and its children their attributes and the values of their buffers back at the end."""
-    parts = [] if module is None else list(module.modules())
-    before = [(vars(part).copy(), part._buffers.copy()) for part in parts]
-    values = [(buffer, buffer.clone()) for part in parts for buffer in part._buffers.values() if buffer is not None]
-    try:
+    if module is None:
         yield
-    finally:
-        for part, (attributes, buffers) in zip(parts, before, strict=True):
-            vars(part).clear()
-            vars(part).update(attributes)
-            part._buffers.clear()
-            part._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+        return
+    # Attributes come back first, so that values go into the buffers that were there before.
+    with kept_buffers(module), kept_attributes(module):
+        yield

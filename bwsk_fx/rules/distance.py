@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.contraction import others, value_of
-from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
+from bwsk_fx.rules.contraction import value_of
+from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import as_int, elements
 from bwsk_fx.rules.undo import Factors, Run, Undo, wide
 from bwsk_fx.verdict import REFINED, Verdict

@@ -17,11 +17,11 @@ from bwsk_fx.rules.broadcasting import broadcasts, from_result, where_kept
 from bwsk_fx.rules.integers import odd_inverse, trailing_zeros
 from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, calls, inverts
 from bwsk_fx.rules.random import zero_rate
-from bwsk_fx.rules.registry import Call, erases, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.sizes import elements, short, widens
 from bwsk_fx.rules.spelling import plain_name
-from bwsk_fx.rules.undo import Run
-from bwsk_fx.verdict import NOTHING, OPERATOR, REFINED, Verdict, Witness
+from bwsk_fx.rules.undo import Run, as_it_is
+from bwsk_fx.verdict import OPERATOR, REFINED, Verdict
 
 aten = torch.ops.aten
 
@@ -35,12 +35,6 @@ def _other(call: Call) -> Any:
     """The argument of a binary operator that is not its first dynamic operand."""
     left, right = pair(call)
     return right if left is call.operands[0] else left
-
-
-def witness_of(call: Call, *others: Any) -> Witness:
-    """Return the witness made of those of the other arguments that are dynamic."""
-    dynamic = [other for other in others if call.is_dynamic(other)]
-    return other_operand(*dynamic) if dynamic else NOTHING
 
 
 @labels(operator.add, operator.iadd, ops="add", methods="__radd__ __add__ __iadd__")
@@ -221,11 +215,7 @@ def _masked(call: Call, other: Any) -> Verdict:
     known = torch.tensor(other) if isinstance(other, bool) else call.static(other)
     if known is None or call.is_dynamic(other):
         return erases("a mask of zeros and ones erases what it zeroes")
-    return where_kept(call, known, "the mask has no zero", _output, "the static mask zeroes elements")
-
-
-def _output(run: Run) -> Tensor:
-    return run.output
+    return where_kept(call, known, "the mask has no zero", as_it_is, "the static mask zeroes elements")
 
 
 @labels(operator.truediv, operator.itruediv, operator.floordiv, operator.ifloordiv, torch.floor_divide)

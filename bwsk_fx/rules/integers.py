@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bwsk_fx.rules.bijections import per_element, unchanged
 from bwsk_fx.rules.broadcasting import broadcasts, from_result, where_kept
-from bwsk_fx.rules.registry import Call, erases, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.spelling import plain_name, spellings
-from bwsk_fx.rules.undo import Run, Undo
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict
+from bwsk_fx.rules.undo import Run, Undo, as_it_is
+from bwsk_fx.verdict import REFINED, Verdict
 
 
 def trailing_zeros(number: int) -> int:
@@ -45,12 +46,15 @@ def _complement(run: Run) -> Tensor:
 @broadcasts
 def exclusive_or(call: Call) -> Verdict:
     """Flips the bits that the other operand sets: doing it twice changes nothing."""
+    return _flips(call, _flipped, "zero")
+
+
+def _flips(call: Call, rebuild: Callable[[Run], Tensor], nothing: str) -> Verdict:
     left, right = call.argument(0, "input"), call.argument(1, "other")
     if left is right:
-        return erases("a value and itself give zero", call.elements(), confidence=REFINED)
+        return erases(f"a value and itself give {nothing}", call.elements(), confidence=REFINED)
     other = right if left is call.operands[0] else left
-    witness = other_operand(other) if call.is_dynamic(other) else NOTHING
-    return from_result("flipping the same bits again undoes it", _flipped, witness)
+    return from_result("flipping the same bits again undoes it", rebuild, witness_of(call, other))
 
 
 def _flipped(run: Run) -> Tensor:
@@ -63,12 +67,7 @@ def logical_xor(call: Call) -> Verdict:
     """On masks, as the bitwise operator; otherwise one bit is left."""
     if call.before.dtype is not torch.bool:
         return erases("all that is left is one bit", bits=per_element(call, 8 * call.before.itemsize - 1))
-    left, right = call.argument(0, "input"), call.argument(1, "other")
-    if left is right:
-        return erases("a value and itself give False", call.elements(), confidence=REFINED)
-    other = right if left is call.operands[0] else left
-    witness = other_operand(other) if call.is_dynamic(other) else NOTHING
-    return from_result("flipping the same bits again undoes it", _flipped_truth, witness)
+    return _flips(call, _flipped_truth, "False")
 
 
 def _flipped_truth(run: Run) -> Tensor:
@@ -102,7 +101,7 @@ def _combined(call: Call, keeps: bool) -> Verdict:
     known = call.static(other)
     if known is not None and known.dtype is torch.bool and call.before.dtype is torch.bool:
         kept = known if keeps else ~known
-        return where_kept(call, kept, "the mask lets every bit through", _output, "the static mask decides for it")
+        return where_kept(call, kept, "the mask lets every bit through", as_it_is, "the static mask decides for it")
     return erases("where the other operand decides a bit, it is gone")
 
 
@@ -112,10 +111,6 @@ def _with_number(call: Call, kept: int) -> Verdict:
     if lost == 0:
         return unchanged("the number lets every bit through")
     return erases(f"the number decides {lost} of {width} bits", bits=per_element(call, lost), confidence=REFINED)
-
-
-def _output(run: Run) -> Tensor:
-    return run.output
 
 
 @labels(operator.lshift, operator.rshift, operator.ilshift, operator.irshift)

@@ -13,7 +13,7 @@ from bwsk_fx.rules.affine import first
 from bwsk_fx.rules.contraction import by_counting, value_of
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, target_name, unproven
 from bwsk_fx.rules.sizes import as_int, elements
-from bwsk_fx.rules.undo import Run, Undo, wide
+from bwsk_fx.rules.undo import Run, Undo, as_it_is, wide
 from bwsk_fx.verdict import REFINED, Verdict
 
 linalg = torch.linalg
@@ -249,16 +249,15 @@ def eigvalsh(call: Call) -> Verdict:
 @labels(linalg.inv, linalg.inv_ex, ops="inverse", atens="linalg_inv_ex linalg_inv")
 def inverse(call: Call) -> Verdict:
     """The inverse of the inverse."""
-    return preserves(
-        "inverting again rebuilds the operand",
-        confidence=REFINED,
-        undo=Undo(_undo_inverse),
-        domain="the matrix is regular",
-    )
+    return _inverted_again(_undo_inverse, "the matrix is regular")
+
+
+def _inverted_again(rebuild: Callable[[Run], Tensor], domain: str) -> Verdict:
+    return preserves("inverting again rebuilds the operand", confidence=REFINED, undo=Undo(rebuild), domain=domain)
 
 
 def _undo_inverse(run: Run) -> Tensor:
-    result = run.output if isinstance(run.output, Tensor) else run.output[0]
+    result = run.value
     return linalg.inv_ex(*_wide(result))[0]
 
 
@@ -275,7 +274,7 @@ def pseudo_inverse(call: Call) -> Verdict:
     rounding = max(call.before.shape[-2:]) * torch.finfo(call.before.dtype).eps
     if any(size is None or size > rounding for size in sizes):
         return erases("singular values below the cut-off are lost", confidence=REFINED)
-    domain = "singular values above the cut-off"
+    domain = "no singular value is below the cut-off"
     undo = Undo(_undo_pseudo_inverse)
     return preserves("the pseudo-inverse of the result is the operand", confidence=REFINED, undo=undo, domain=domain)
 
@@ -296,12 +295,7 @@ def _undo_pseudo_inverse(run: Run) -> Tensor:
 @labels(linalg.tensorinv, atens="linalg_tensorinv")
 def tensor_inverse(call: Call) -> Verdict:
     """The inverse of a tensor as a matrix."""
-    return preserves(
-        "inverting again rebuilds the operand",
-        confidence=REFINED,
-        undo=Undo(_undo_tensorinv),
-        domain="the tensor is regular",
-    )
+    return _inverted_again(_undo_tensorinv, "the tensor is regular")
 
 
 def _undo_tensorinv(run: Run) -> Tensor:
@@ -315,7 +309,7 @@ def matrix_power(call: Call) -> Verdict:
     if power == 0:
         return erases("the power zero is the identity", call.elements(), confidence=REFINED)
     if power == 1:
-        return preserves("the power one is the operand", confidence=REFINED, undo=Undo(_same))
+        return preserves("the power one is the operand", confidence=REFINED, undo=Undo(as_it_is))
     if power == -1:
         return inverse(call)
     if power % 2 == 0:
@@ -329,10 +323,6 @@ def matrix_power(call: Call) -> Verdict:
 def _odd_root(power: int, run: Run) -> Tensor:
     (result,) = _wide(run.output)
     return result.sign() * result.abs() ** (1 / power)
-
-
-def _same(run: Run) -> Tensor:
-    return run.output
 
 
 @labels(linalg.matrix_exp, ops="matrix_exp", atens="linalg_matrix_exp")

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims
 from bwsk_fx.rules.axis_table import Layout, Strength
-from bwsk_fx.rules.registry import Call, erases, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.sizes import elements
 from bwsk_fx.rules.undo import Run, Undo
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict
+from bwsk_fx.verdict import REFINED, Verdict
 
 # Not in every release.
 _LINEAR = [
@@ -117,7 +117,7 @@ def _given_target(call: Call, undo: Undo, domain: str) -> Verdict:
     prediction, target = call.argument(0, "input"), call.argument(1, "target")
     if call.operands[0] is not prediction or prediction is target or elements(call.value) != call.elements():
         return unproven("the predictions are static, or spread over several targets")
-    witness = other_operand(target) if call.is_dynamic(target) else NOTHING
+    witness = witness_of(call, target)
     return preserves("given the target it is strictly monotone", witness, undo=undo, domain=domain)
 
 

@@ -121,13 +121,12 @@ def lost(
 
 
 def _lost(call: Call, operand: fx.Node, values: Mapping[fx.Node, Any], scale: float) -> int | None:
-    target: Any = call.node.target if call.module is None else call.module
     followed = values[operand]
 
     def run(probe: Tensor) -> Any:
         given = {**values, operand: probe}
         args, kwargs = pytree.tree_map_only(fx.Node, lambda node: given[node], (call.args, dict(call.kwargs)))
-        return pytree.tree_map_only(Tensor, lambda result: result / scale, run_target(target, args, kwargs))
+        return pytree.tree_map_only(Tensor, lambda result: result / scale, run_target(call.target, args, kwargs))
 
     try:
         track = _follow(run, followed.shape, torch.float64)

@@ -120,7 +120,7 @@ def _statistics(form: Form, run: Run) -> Mapping[str, Tensor]:
 def _rebuild(form: Form, running: bool, run: Run) -> Tensor:
     """Return x = (y - β) / (γ rstd) + mean."""
     before = run.before
-    value = run.output if isinstance(run.output, Tensor) else run.output[0]
+    value = run.value
     value = value.to(_compute(before))
     weight, bias = form.of(run, "weight"), form.of(run, "bias")
     value = value if bias is None else value - form.view(bias, before.dim())

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bwsk_fx.rules.moving import counted, moves_back
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
+from bwsk_fx.rules.targets import operator_name
 from bwsk_fx.verdict import REFINED, Verdict
 
 
@@ -49,7 +50,7 @@ def triangle(call: Call) -> Verdict:
     offset, total = call.argument(1, "diagonal", 0), call.elements()
     if not all(isinstance(number, int) for number in (rows, columns, offset)):
         return unproven("its sizes vary with the batch")
-    upper = "triu" in _name(call)
+    upper = "triu" in operator_name(call.target)
     below = _below_diagonal(rows, columns, offset - upper)
     missing = below if upper else rows * columns - below
     if missing == 0:
@@ -69,11 +70,6 @@ def _below_diagonal(rows: int, columns: int, offset: int) -> int:
         return max(last, 0) * (max(last, 0) + 1) // 2
 
     return ramp(end) - ramp(start) - ramp(end - columns) + ramp(start - columns)
-
-
-def _name(call: Call) -> str:
-    target: Any = call.node.target
-    return target if isinstance(target, str) else target.__name__
 
 
 @labels(methods="unfold", atens="unfold")

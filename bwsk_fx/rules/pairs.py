@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bwsk_fx.rules.bijections import one_bit_each, widened
 from bwsk_fx.rules.broadcasting import broadcasts, from_result, where_kept
-from bwsk_fx.rules.elementwise import is_number, pair, witness_of
-from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
+from bwsk_fx.rules.elementwise import is_number, pair
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.spelling import plain_name, spellings
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import OPERATOR, REFINED, Verdict

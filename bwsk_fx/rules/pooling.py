@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.separable import separable
 from bwsk_fx.rules.sizes import elements
-from bwsk_fx.rules.undo import Run, Undo
-from bwsk_fx.verdict import NOTHING, OPERATOR, REFINED, Verdict
+from bwsk_fx.rules.undo import Run, Undo, as_it_is
+from bwsk_fx.verdict import OPERATOR, REFINED, Verdict
 
 
 def _spatial_operators(names: str) -> tuple[Any, ...]:
@@ -24,15 +24,9 @@ def _spatial_operators(names: str) -> tuple[Any, ...]:
     return private.operators(*(f"_C._nn.{name}" for name in names.split()))
 
 
-def _same(run: Run) -> Tensor:
-    """Return the operand of a call whose windows have one element each."""
-    return run.output if isinstance(run.output, Tensor) else run.output[0]
-
-
 def _spatial(call: Call) -> int:
     """Return the number of spatial dimensions, which every name of a pool tells."""
-    target: Any = call.module if call.module is not None else call.node.target
-    names = (type(target).__name__, getattr(target, "__name__", ""), str(target))
+    names = (type(call.target).__name__, getattr(call.target, "__name__", ""), str(call.target))
     return next(int(name[place + 4]) for name in names for place in [name.lower().find("pool")] if place >= 0)
 
 
@@ -105,7 +99,7 @@ def max_pool(call: Call) -> Verdict:
     spatial = _spatial(call)
     kernel, stride = _windows(call, spatial)
     if math.prod(kernel) == 1 and math.prod(stride) == 1:
-        return preserves("each window is one element", confidence=REFINED, undo=Undo(_same))
+        return preserves("each window is one element", confidence=REFINED, undo=Undo(as_it_is))
     dilation = _each(call.option(4, "dilation", 1), spatial)
     sizes = call.before.shape[-spatial:]
     # Padding is at most half a window, so a window of three has at least two elements.
@@ -122,7 +116,7 @@ def max_pool(call: Call) -> Verdict:
 def adaptive_max_pool(call: Call) -> Verdict:
     """The largest element of windows that fit the result."""
     if tuple(call.before.shape) == tuple(call.value.shape):
-        return preserves("each window is one element", confidence=REFINED, undo=Undo(_same))
+        return preserves("each window is one element", confidence=REFINED, undo=Undo(as_it_is))
     return _counted(call)
 
 
@@ -151,7 +145,7 @@ def max_unpool(call: Call) -> Verdict:
     places = call.static(indices)
     if places is not None and _repeats(places.flatten(-spatial)):
         return erases("a value that is put where another was erases it", confidence=REFINED)
-    witness = other_operand(indices) if call.is_dynamic(indices) else NOTHING
+    witness = witness_of(call, indices)
     confidence = OPERATOR if places is None else REFINED
     undo = Undo(partial(_gathered, spatial))
     return preserves("each value is found at its index", witness, confidence, undo=undo, domain="no index occurs twice")

@@ -14,9 +14,10 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.affine import batch, first
 from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.composition import compose
-from bwsk_fx.rules.contraction import FULL_RANK, Terms, by_counting, others, plain_name, product, solve, value_of
-from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
+from bwsk_fx.rules.contraction import FULL_RANK, Terms, by_counting, product, solve, value_of
+from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import as_int, elements
+from bwsk_fx.rules.spelling import function_name
 from bwsk_fx.rules.undo import Run, Undo, unbroadcast, wide
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -38,7 +39,7 @@ def fused_product(call: Call) -> Verdict:
 
 def fused_terms(arguments: Arguments) -> Terms:
     """Read `addmm(input, mat1, mat2, beta=1, alpha=1)` and its kin."""
-    name = plain_name(arguments)
+    name = function_name(arguments)
     pairs = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec"), "addr": ("vec1", "vec2")}
     one, two = pairs.get(name, ("batch1", "batch2"))
     summand = arguments.argument(0, "input", arguments.kwargs.get("self"))
@@ -54,7 +55,7 @@ def vectors(call: Call) -> Verdict:
 
 def vector_terms(arguments: Arguments) -> Terms:
     """Read `dot(input, tensor)` and its kin."""
-    left, name = arguments.argument(0, "input", arguments.kwargs.get("self")), plain_name(arguments)
+    left, name = arguments.argument(0, "input", arguments.kwargs.get("self")), function_name(arguments)
     names = (key for key in ("other", "tensor", "vec2") if key in arguments.kwargs)
     right = arguments.argument(1, next(names, ""))
     if name in ("dot", "vdot"):
@@ -224,7 +225,7 @@ def _undo_cross(side: int, run: Run) -> Tensor:
     operands = (left, right)
     known = operands[1 - side].to(wide(run.output.dtype))
     dim = run.argument(2, "dim")
-    dim = _first_three(left) if dim is None and plain_name(run) == "cross" else -1 if dim is None else dim
+    dim = _first_three(left) if dim is None and function_name(run) == "cross" else -1 if dim is None else dim
     rank = run.output.dim()
     dim = dim % rank - rank
     axes = torch.eye(3, dtype=known.dtype).reshape([3, *[3 if at == dim else 1 for at in range(-rank, 0)]])

@@ -14,7 +14,7 @@ from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
 from bwsk_fx.rules.bits import pack_bits, unpack_bits
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, rule_of, target_name
-from bwsk_fx.rules.undo import Run, Undo
+from bwsk_fx.rules.undo import Undo, as_it_is
 from bwsk_fx.verdict import REFINED, Verdict
 
 aten = torch.ops.aten
@@ -32,12 +32,7 @@ def dropout(call: Call) -> Verdict:
         lost = None if total is None else rate * total
         return erases(f"it drops each element with probability {rate}", lost, confidence=REFINED, expected=True)
     why = "its probability is 0" if training else "the model is in eval mode"
-    return preserves(f"{why}, so it changes nothing", confidence=REFINED, undo=Undo(unchanged))
-
-
-def unchanged(run: Run) -> torch.Tensor:
-    """Return the operand of a call that changes nothing: its result, or the first of them."""
-    return run.output if isinstance(run.output, torch.Tensor) else run.output[0]
+    return preserves(f"{why}, so it changes nothing", confidence=REFINED, undo=Undo(as_it_is))
 
 
 @labels(atens="native_dropout_backward")

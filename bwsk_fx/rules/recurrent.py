@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.contraction import FULL_RANK, value_of
-from bwsk_fx.rules.registry import Call, erases, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.sizes import elements
 from bwsk_fx.rules.undo import Factors, Run, Undo
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict
+from bwsk_fx.verdict import REFINED, Verdict
 
 _DOMAIN = f"{FULL_RANK} and tanh is not saturated"
 
@@ -122,7 +122,7 @@ def _undone(call: Call, form: Recurrence, undo: Any) -> Verdict:
     if made < width:
         return _counted(call, form.layers, f"{width} → {made} features contract")
     number = call.operands.index(form.operand)
-    witness = other_operand(form.state) if call.is_dynamic(form.state) else NOTHING
+    witness = witness_of(call, form.state)
     why = f"{width} → {made} features expand, and each step is undone by artanh and the pseudo-inverse"
     return preserves(why, witness, REFINED, undo=Undo(undo, (number,)), domain=_DOMAIN)
 

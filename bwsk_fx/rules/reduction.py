@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,6 +12,7 @@ from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, Value, along, axis_r
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
 from bwsk_fx.rules.sizes import elements, short, widens
 from bwsk_fx.rules.sorting import same_element
+from bwsk_fx.rules.targets import operator_name
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -48,13 +48,13 @@ def _single(call: Call) -> Verdict:
     before, after = call.before.dtype, call.value.dtype
     if not widens(before, after):
         return erases(f"it also turns {short(before)} into {short(after)}")
-    if after.is_complex and "logsumexp" in _name_of(call):
+    if after.is_complex and "logsumexp" in operator_name(call.target):
         return erases("a complex logarithm has many branches")
     return preserves(
         "the dimension has one element, so nothing is merged",
         confidence=REFINED,
         undo=Undo(same_element),
-        domain="there is no NaN" if "nan" in _name_of(call) else None,
+        domain="there is no NaN" if "nan" in operator_name(call.target) else None,
     )
 
 
@@ -81,7 +81,7 @@ def pair(call: Call) -> Verdict:
     if before is None or after is None or after == 0:
         return fewer_elements(call, "two numbers are left")
     if call.erased() == 0:
-        place = 0 if "aminmax" in _name_of(call) else 1
+        place = 0 if "aminmax" in operator_name(call.target) else 1
         undo = Undo(partial(_result, place))
         return preserves("the dimension has one element", confidence=REFINED, undo=undo)
     missing = before - 2 * after if call.erased() == before - after else before
@@ -146,7 +146,7 @@ _REST = "each remaining element is reduced on its own"
 @axis_rule(torch.functional.norm, torch.linalg.norm, torch.linalg.vector_norm, methods="norm")
 def partial_axes(call: AxisCall) -> Effect:
     """Merges partial results that an all-reduce completes: sums, counts, moments."""
-    position = 2 if "norm" in _name(call) else 1
+    position = 2 if "norm" in operator_name(call.target) else 1
     why = "each shard yields a partial result, and partial results add up"
     return along(call, call.dims("dim", position), Behaviour.REDUCE, why, _REST, keeps=False)
 
@@ -169,13 +169,3 @@ def global_pool_axes(call: AxisCall) -> Effect:
     if len(whole) == rank - 2:
         return along(call, whole, Behaviour.REDUCE, "each shard yields a partial sum", _REST, keeps=False)
     return along(call, range(2, rank), Behaviour.BARRIER, "windows depend on the whole axis", _REST, keeps=True)
-
-
-def _name_of(call: Call) -> str:
-    target: Any = call.node.target
-    packet = getattr(target, "overloadpacket", target)
-    return packet if isinstance(packet, str) else getattr(packet, "__name__", "")
-
-
-def _name(call: AxisCall) -> str:
-    return call.target if isinstance(call.target, str) else getattr(call.target, "__name__", "")

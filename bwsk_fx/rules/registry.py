@@ -52,6 +52,11 @@ class Call(Arguments):
         return self.node.kwargs
 
     @property
+    def target(self) -> Any:
+        """The function, the method's name, or the module itself."""
+        return self.node.target if self.module is None else self.module
+
+    @property
     def operands(self) -> tuple[fx.Node, ...]:
         """The distinct dynamic operands that are tensors, in order; static ones are not among them."""
         return tuple(operand for operand in self.node.all_input_nodes if operand in self.dynamic)
@@ -155,8 +160,7 @@ def _without_narrowing(call: Call, verdict: Verdict) -> Verdict:
 
 def rule_of(call: Call) -> TypingRule | None:
     """Return the rule of a node, a user's before the library's; None where there is none."""
-    target = call.node.target if call.module is None else call.module
-    return USER_RULES.of(target) or _RULES.of(target)
+    return USER_RULES.of(call.target) or _RULES.of(call.target)
 
 
 def target_name(call: Call) -> str:
@@ -204,7 +208,9 @@ def by_products(*names: str, elements: int | None = None, itemsize: int = 4) -> 
 
 
 def other_operand(*operands: fx.Node) -> Witness:
-    """Return a witness of other operands of the same node."""
+    """Return a witness of other operands of the same node; nothing where there are none."""
+    if not operands:
+        return NOTHING
     values = [operand.meta["val"] for operand in operands]
     counts = [sizes.elements(value) for value in values]
     names = tuple(operand.name for operand in operands)
@@ -213,6 +219,16 @@ def other_operand(*operands: fx.Node) -> Witness:
     known = [count for count in counts if count is not None]
     size = sum(count * value.itemsize for count, value in zip(known, values, strict=True))
     return Witness(WitnessKind.OTHER_OPERAND, names, sum(known), size)
+
+
+def others(call: Call, number: int = 0) -> Witness:
+    """Return the witness of all dynamic operands but one."""
+    return other_operand(*(operand for index, operand in enumerate(call.operands) if index != number))
+
+
+def witness_of(call: Call, *arguments: Any) -> Witness:
+    """Return the witness of those of a call's arguments that are dynamic."""
+    return other_operand(*(argument for argument in arguments if call.is_dynamic(argument)))
 
 
 def fewer_elements(call: Call, why: str) -> Verdict:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bwsk_fx.errors import first_line
 from bwsk_fx.rules.decomposition import untouched
 from bwsk_fx.rules.registry import Call
 from bwsk_fx.rules.single import Target, call_of, run_target
@@ -124,7 +125,7 @@ def round_trip(executed: Executed, verdict: Verdict, with_condition: bool = True
         with torch.no_grad():
             return _compare(executed, verdict, undo, with_condition)
     except Exception as error:
-        return _failure(executed, f"the inverse failed with {type(error).__name__}: {_first_line(error)}")
+        return _failure(executed, f"the inverse failed with {type(error).__name__}: {first_line(error)}")
 
 
 def _compare(executed: Executed, verdict: Verdict, undo: Undo, with_condition: bool) -> RoundTrip:
@@ -141,12 +142,11 @@ def _compare(executed: Executed, verdict: Verdict, undo: Undo, with_condition: b
         if trip.wrong:
             moved += [_rebuilt(undo, _moved(hidden, pattern)) for pattern in patterns]
             trip = _told_apart(run, undo, rebuilt, moved)
-    if trip.wrong and undo.condition is not None and undo.condition(run) * trip.tolerance**2 > 1:
+    condition = None if undo.condition is None else cache(partial(undo.condition, run))
+    if trip.wrong and condition is not None and condition() * trip.tolerance**2 > 1:
         # The map is singular in this dtype: solving it has rounding errors of its own, larger than those changes.
         trip = _told_apart(run, undo, rebuilt, moved, singular=True)
-    if undo.condition is None or not with_condition:
-        return trip
-    return replace(trip, condition=run.once("condition", partial(undo.condition, run)))
+    return trip if condition is None or not with_condition else replace(trip, condition=condition())
 
 
 def _told_apart(
@@ -240,10 +240,10 @@ def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], outp
         return RoundTrip(operand.numel(), 0, wrong, math.inf if wrong else 0.0, 0.0)
     scale = _scale(operand)
     errors = _relative(rebuilt.to(operand.dtype), operand, scale)
-    missed = (errors > tolerance) & torch.isfinite(operand.to(wide(operand.dtype)))
+    errors = errors.masked_fill(~torch.isfinite(operand.to(wide(operand.dtype))), 0)
+    missed = errors > tolerance
     lost = missed & _undetermined(operand, rebuilt, moved, output, scale, tolerance) if missed.any() else missed
-    worst = errors.masked_fill(lost | ~torch.isfinite(operand.to(wide(operand.dtype))), 0)
-    error = float(worst.amax()) if worst.numel() else 0.0
+    error = float(errors.masked_fill(lost, 0).amax()) if errors.numel() else 0.0
     return RoundTrip(operand.numel(), int(lost.sum()), int((missed & ~lost).sum()), error, tolerance)
 
 
@@ -299,7 +299,3 @@ def _copies(values: Any) -> Any:
 def _failure(executed: Executed, note: str) -> RoundTrip:
     elements = sum(operand.numel() for operand in executed.run.operands[:1])
     return RoundTrip(elements, 0, elements, math.inf, 0.0, note=note)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx
 
 from bwsk_fx.rules.moving import axis_size
-from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import short, widens
 from bwsk_fx.rules.sorting import same_element
 from bwsk_fx.rules.undo import Run, Undo, wide
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict
+from bwsk_fx.verdict import REFINED, Verdict
 
 
 @labels(ops="cumsum")
@@ -94,10 +94,7 @@ def difference(call: Call) -> Verdict:
         return unproven("the ends of the operand are the operands")
     if sum(_length(end, dim) for end in ends) < times:
         return fewer_elements(call, "a constant (for n-th differences, a polynomial) does not show")
-    others = call.operands[1:]
-    undo = Undo(_summed)
-    witness = other_operand(*others) if others else NOTHING
-    return preserves("running sums from a known end", witness, REFINED, undo=undo)
+    return preserves("running sums from a known end", others(call), REFINED, undo=Undo(_summed))
 
 
 def _length(end: Any, dim: int) -> int:

@@ -70,13 +70,13 @@ def _is_full(matrix: Tensor) -> bool:
 
 
 def _factors(spatial: int, response: Response, run: Run) -> list[Factors]:
-    result = run.output if isinstance(run.output, Tensor) else run.output[0]
+    result = run.value
     sizes = zip(range(spatial), run.before.shape[-spatial:], result.shape[-spatial:], strict=True)
     return run.once("factors", lambda: [Factors.of(response(*dimension)) for dimension in sizes])
 
 
 def _solve(spatial: int, response: Response, run: Run) -> Tensor:
-    value = run.output if isinstance(run.output, Tensor) else run.output[0]
+    value = run.value
     for dim, factors in zip(range(-spatial, 0), _factors(spatial, response, run), strict=True):
         value = factors.solve(value.movedim(dim, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, dim)
     return value

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bwsk_fx.rules.affine import batch
 from bwsk_fx.rules.arguments import Arguments
-from bwsk_fx.rules.contraction import Terms, others, solve, system, value_of
+from bwsk_fx.rules.contraction import Terms, solve, system, value_of
 from bwsk_fx.rules.linalg import ignores, per_matrix, strict_triangle, unpacked
-from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import as_int, elements
 from bwsk_fx.rules.undo import Run, Undo, unbroadcast, wide
 from bwsk_fx.verdict import REFINED, Verdict
@@ -32,7 +32,7 @@ def right_hand_side(call: Call, side: Any, multiply: Callable[[Run], Tensor]) ->
 
 def solution(run: Run) -> Tensor:
     """Return the solution in float64, which some operators return with more results."""
-    result = run.output if isinstance(run.output, Tensor) else run.output[0]
+    result = run.value
     return result.to(wide(result.dtype))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, target_name, unproven
 from bwsk_fx.rules.sizes import is_batched
+from bwsk_fx.rules.targets import operator_name
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -32,14 +33,10 @@ def topk(call: Call) -> Verdict:
 def _scattered(run: Run) -> Tensor:
     values, indices = run.output
     # `topk` has the number of elements before the dimension; for `stable` sorts it is a keyword.
-    place = 2 if "topk" in _name(run) else 1
+    place = 2 if "topk" in operator_name(run.target) else 1
     dim = run.argument(place, "dim", -1)
     dim = dim if isinstance(dim, int) and not isinstance(dim, bool) else -1
     return torch.empty_like(values).scatter(dim, indices, values)
-
-
-def _name(run: Run) -> str:
-    return run.target if isinstance(run.target, str) else getattr(run.target, "__name__", "")
 
 
 @labels(ops="msort")
@@ -180,7 +177,7 @@ def is_single(call: Call) -> bool:
 
 def same_element(run: Run) -> Tensor:
     """Rebuild an operand that the (first) result has the elements of, in order."""
-    result = run.output if isinstance(run.output, Tensor) else run.output[0]
+    result = run.value
     return result.reshape(run.before.shape)
 
 

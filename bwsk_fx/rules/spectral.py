@@ -12,9 +12,10 @@ from torch import Tensor, fft
 
 from bwsk_fx.rules.affine import first
 from bwsk_fx.rules.arguments import Arguments
-from bwsk_fx.rules.contraction import plain_name, value_of
+from bwsk_fx.rules.contraction import value_of
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.sizes import as_int, elements
+from bwsk_fx.rules.spelling import function_name
 from bwsk_fx.rules.undo import Run, Undo, wide
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -58,7 +59,7 @@ class Transform:
 
 def read(arguments: Arguments) -> Transform:
     """Read a call of one of the functions of `torch.fft`."""
-    name = plain_name(arguments).removeprefix("fft_")
+    name = function_name(arguments).removeprefix("fft_")
     kind = name.rstrip("2n")
     shape = value_of(first(arguments)).shape
     sizes, dims = arguments.argument(1, "n" if name == kind else "s"), arguments.argument(2, "dim", _default(name))

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.registry import Call, target_name
-from bwsk_fx.rules.targets import aten_name, method
+from bwsk_fx.rules.targets import aten_name, method, operator_name
 
 _HOLDERS = (torch, torch.special, F)
 
@@ -26,6 +27,11 @@ def plain_name(call: Call) -> str:
     """Return the operator's name as tables have it: in lower case, without holder, overload and underscores."""
     name = target_name(call).removeprefix("Tensor.").partition(".")[0]
     return name.removeprefix("special_").strip("_").lower()
+
+
+def function_name(arguments: Arguments) -> str:
+    """Return the name of the function, method or ATen operator that is called; in-place ones go by their twins."""
+    return operator_name(arguments.target).removesuffix("_")
 
 
 def _spellings(name: str) -> list[Any]:

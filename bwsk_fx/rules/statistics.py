@@ -7,12 +7,12 @@ number. It is one per row, and a fused kernel yields it, as LayerNorm yields its
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from torch import Tensor, fx
 
 from bwsk_fx.rules.decomposition import Decomposition
 from bwsk_fx.rules.sizes import elements
+from bwsk_fx.rules.targets import operator_name
 
 _MEANS = frozenset({"mean", "var"})
 _ROOTS = frozenset({"rsqrt", "sqrt"})
@@ -57,5 +57,4 @@ def _same_rows(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _name(step: fx.Node) -> str:
-    target: Any = step.target
-    return getattr(getattr(target, "overloadpacket", target), "__name__", "").removesuffix("_")
+    return operator_name(step.target).removesuffix("_")

@@ -66,6 +66,12 @@ def aten_name(name: str) -> str:
     return f"aten.{name}"
 
 
+def operator_name(target: Any) -> str:
+    """Return the name of a function, a method (a text) or an ATen operator, for all of its overloads; else nothing."""
+    packet = getattr(target, "overloadpacket", target)
+    return packet if isinstance(packet, str) else getattr(packet, "__name__", "")
+
+
 def rule_name(rule: Callable[..., Any]) -> str:
     """Return a rule's name: its family and its function."""
     return f"{rule.__module__.rpartition('.')[2]}.{rule.__name__}"

@@ -57,6 +57,11 @@ class Run(Arguments):
         return self.operands[0]
 
     @property
+    def value(self) -> Tensor:
+        """The result; the first one where there are several."""
+        return self.output if isinstance(self.output, Tensor) else self.output[0]
+
+    @property
     def other(self) -> Any:
         """The argument of a binary operator that is not its first dynamic operand."""
         left, right = self.argument(0, "input"), self.argument(1, "other")
@@ -163,6 +168,11 @@ def _estimated_condition(triangle: Tensor) -> Tensor:
         stretch, shrink = stretched.norm(dim=-2, keepdim=True), shrunk.norm(dim=-2, keepdim=True)
         largest, smallest = stretched / stretch, shrunk / shrink
     return (stretch * shrink).sqrt()
+
+
+def as_it_is(run: Run) -> Tensor:
+    """Rebuild an operand that comes out as it went in."""
+    return run.value
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx.errors import RuleError
-from bwsk_fx.rules.claims import Claim, Trial, claim_of
+from bwsk_fx.rules.claims import Claim, claim_of
 from bwsk_fx.rules.registry import USER_RULES, Call, TypingRule, preserves, target_name
 from bwsk_fx.rules.round_trip import Executed, execute
 from bwsk_fx.rules.samples import ADVERSARIAL, random_values
@@ -201,14 +201,9 @@ def _try(claim: Claim, name: str) -> None:
     kinds = tuple(ADVERSARIAL)
     for trial in (claim.try_own(kinds), claim.try_in(torch.float64, kinds)):
         if not trial.holds:
-            raise RuleError(f"{name} claims S, but its inverse fails in {trial.dtype}: {_failure(trial)}")
+            raise RuleError(f"{name} claims S, but its inverse fails in {trial.dtype}: {trial.failure}")
         if trial.real is not None and trial.real.elements and trial.real.lost == trial.real.elements:
             raise RuleError(f"{name} claims S, but its output determines no element of the operand in {trial.dtype}")
-
-
-def _failure(trial: Trial) -> str:
-    trip = next(trip for trip in trial.trips if not trip.holds)
-    return trip.note or f"{trip.wrong} of {trip.elements} elements are wrong, by up to {trip.error:.1e}"
 
 
 def _values_for(call: Call, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from bwsk_fx.rules.arguments import Arguments
-from bwsk_fx.rules.contraction import plain_name, value_of
+from bwsk_fx.rules.contraction import value_of
+from bwsk_fx.rules.spelling import function_name
 
 # The largest system that is solved directly, in multiplications; some ten seconds of one processor core.
 MOST_WORK = 2**36
@@ -82,7 +83,7 @@ def windows(arguments: Arguments) -> Windows:
         return _of_aten(arguments)
     weight, bias = arguments.option(1, "weight"), arguments.option(2, "bias")
     transposed = isinstance(arguments.module, nn.modules.conv._ConvTransposeNd) or (
-        arguments.module is None and "transpose" in plain_name(arguments)
+        arguments.module is None and "transpose" in function_name(arguments)
     )
     dims = value_of(weight).dim() - 2
     dilation = each(arguments.option(7 if transposed else 5, "dilation", 1), dims)

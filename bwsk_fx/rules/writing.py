@@ -17,12 +17,13 @@ from torch import Tensor, fx
 
 from bwsk_fx.rules.factories import is_made
 from bwsk_fx.rules.moving import axis_size, is_plain, lost, moves_back
-from bwsk_fx.rules.registry import Call, erases, labels, other_operand, preserves, unproven
+from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
 from bwsk_fx.rules.single import run_target
 from bwsk_fx.rules.sizes import elements, widens
 from bwsk_fx.rules.sorting import same_element
+from bwsk_fx.rules.spelling import function_name
 from bwsk_fx.rules.undo import Run, Undo, unbroadcast
-from bwsk_fx.verdict import NOTHING, REFINED, Verdict
+from bwsk_fx.verdict import REFINED, Verdict
 
 Read = Callable[[Run], Tensor]
 
@@ -106,7 +107,7 @@ def masked_scatter(call: Call) -> Verdict:
 @labels(ops="select_scatter slice_scatter diagonal_scatter as_strided_scatter")
 def part(call: Call) -> Verdict:
     """Writes a part of a tensor; each element of the source has a place of its own."""
-    strided = "as_strided" in _name(call)
+    strided = "as_strided" in function_name(call)
     if strided and not is_plain(call.node.args[0].meta["val"]):  # type: ignore[union-attr]
         return erases("what it writes over is gone") if call.is_dynamic(call.node.args[0]) else unproven("its strides")
     return _overwrites(call, call.argument(1, "src"), _read_part, apart=not strided)
@@ -183,7 +184,7 @@ def _adds(call: Call, source: Any, read: Read | None) -> Verdict:
     if call.value.dtype is torch.bool:
         return erases("a sum of booleans is True however many are")
     if call.is_dynamic(written):
-        return preserves("subtracting what it adds", _others(call), undo=Undo(_without_sum))
+        return preserves("subtracting what it adds", others(call), undo=Undo(_without_sum))
     if not call.is_dynamic(source) or read is None or is_made(written) or call.kwargs.get("alpha", 1) == 0:
         return unproven("what it adds need not tell where")
     alpha = call.kwargs.get("alpha", 1)
@@ -209,7 +210,7 @@ def _reduced(call: Call, source: Any, kind: str, read: Read) -> Verdict:
     if kind in ("amin", "amax", "amax_", "amin_") or whole:
         return erases("what is beyond an extreme (or a rounded mean) goes")
     if kind == "mean":
-        return preserves("a sum of means, and what was added", _others(call), undo=Undo(_without_mean))
+        return preserves("a sum of means, and what was added", others(call), undo=Undo(_without_mean))
     return _times(call, source)
 
 
@@ -219,7 +220,7 @@ def _times(call: Call, source: Any) -> Verdict:
     if zero:
         return erases("a factor is zero")
     undo = Undo(_without_product)
-    return preserves("dividing by what it multiplies with", _others(call), undo=undo, domain="no factor is zero")
+    return preserves("dividing by what it multiplies with", others(call), undo=undo, domain="no factor is zero")
 
 
 def _merged(call: Call, written: Any, source: Any) -> Verdict:
@@ -229,28 +230,20 @@ def _merged(call: Call, written: Any, source: Any) -> Verdict:
     return unproven("whether it merges two elements depends on its indices")
 
 
-def _others(call: Call) -> Any:
-    others = call.operands[1:]
-    return other_operand(*others) if others else NOTHING
-
-
 def _all_elements(call: Call, source: Any) -> int | None:
     value = source.meta.get("val") if isinstance(source, fx.Node) else None
-    everything = _name(call) in ("copy", "fill", "zero")
+    everything = function_name(call) in ("copy", "fill", "zero")
     return call.elements() if everything else elements(value) if isinstance(value, Tensor) else None
 
 
 def _keeps_samples_apart(call: Call) -> bool:
     """Whether it writes along one dimension whose size is no batch."""
     dim = call.argument(1, "dim")
-    return _name(call).startswith("index_") and isinstance(dim, int) and isinstance(axis_size(call.value, dim), int)
-
-
-def _name(call: Any) -> str:
-    """Return an operator's name without the suffix of in-place twins."""
-    target = call.node.target if isinstance(call, Call) else call.target
-    packet = getattr(target, "overloadpacket", target)
-    return (packet if isinstance(packet, str) else packet.__name__).removesuffix("_")
+    return (
+        function_name(call).startswith("index_")
+        and isinstance(dim, int)
+        and isinstance(axis_size(call.value, dim), int)
+    )
 
 
 # -- inverses ---------------------------------------------------------------------------------------------------------
@@ -280,7 +273,7 @@ def _masked(run: Run) -> Tensor:
 
 
 def _read_part(run: Run) -> Tensor:
-    read = getattr(torch, _name(run).removesuffix("_scatter"), torch.ops.aten.slice)
+    read = getattr(torch, function_name(run).removesuffix("_scatter"), torch.ops.aten.slice)
     options = {name: value for name, value in run.kwargs.items() if name not in ("input", "src")}
     return read(run.output, *run.args[2:], **options)  # type: ignore[no-any-return]
 
@@ -305,7 +298,7 @@ def _without_product(run: Run) -> Tensor:
 
 def _without_mean(run: Run) -> Tensor:
     """Undo (operand + sum of the source) / (1 + count), place by place."""
-    add = torch.scatter_add if "scatter" in _name(run) else torch.index_add
+    add = torch.scatter_add if "scatter" in function_name(run) else torch.index_add
     where = (run.argument(1, "dim"), run.argument(2, "index"))
     source = run.argument(3, "src", run.kwargs.get("source"))
     zeros = torch.zeros_like(run.output)

@@ -1,12 +1,44 @@
-"""Methods of modules that remember results: what they remember of a run on fake tensors must not outlive it."""
+"""What a run leaves behind in modules, and how to take it back: attributes, values of buffers, remembered results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+
+
+@contextmanager
+def kept_attributes(module: nn.Module) -> Iterator[None]:
+    """Give every module its attributes back, since a run may have put fakes there: caches, new buffers."""
+    parts = list(module.modules())
+    before = [(vars(part).copy(), part._parameters.copy(), part._buffers.copy()) for part in parts]
+    try:
+        yield
+    finally:
+        for part, (attributes, parameters, buffers) in zip(parts, before, strict=True):
+            _restore(part._parameters, parameters)
+            _restore(part._buffers, buffers)
+            _restore(vars(part), attributes)
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Give the buffers of a module and its children their values back."""
+    values = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def _restore(table: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    table.clear()
+    table.update(entries)
 
 
 @contextmanager
