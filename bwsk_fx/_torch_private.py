@@ -93,6 +93,11 @@ def shares_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return what tells a tensor's memory, or a fake tensor's, from any other that is alive."""
+    return tensor.untyped_storage()._cdata
+
+
 def operators(*paths: str) -> tuple[Callable[..., Any], ...]:
     """Return private functions of `torch` by their paths (`"_weight_norm"`), those that this release has."""
     found = []
@@ -102,3 +107,38 @@ def operators(*paths: str) -> tuple[Callable[..., Any], ...]:
         except AttributeError:
             continue
     return tuple(found)
+
+
+def trace_for_inductor(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """Trace a module of ATen calls and Python helpers into the ATen operators that Inductor takes.
+
+    Random operators stay what they are. `inputs` are fake tensors of one mode. Source lines are carried over.
+    """
+    from torch._inductor import config
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with config.patch(fallback_random=True), fx.traceback.preserve_node_meta():
+        interpreter = fx.Interpreter(module, garbage_collect_values=False)
+        return make_fx(interpreter.run, select_decomp_table(), tracing_mode="fake")(*inputs)
+
+
+def compile_boxed(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[[list[torch.Tensor]], Any]:
+    """Let Inductor generate code for a module that `trace_for_inductor` returned.
+
+    The result takes one list of tensors like `inputs`, empties it, and frees each after its last use. What it returns
+    has the strides of the values in the module. Random operators run eagerly, in the module's order.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    # CUDA graphs would write the next region's results over what this one keeps.
+    with config.patch({"fallback_random": True, "triton.cudagraphs": False}):
+        output = module.graph.output_node()
+        output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # type: ignore[arg-type]
+        return compile_fx_inner(module, list(inputs))  # type: ignore[arg-type]
+
+
+def generated_code(compiled: Callable[..., Any]) -> str:
+    """Return the source that Inductor generated for what `compile_boxed` returned."""
+    return compiled.source_code  # type: ignore[attr-defined]

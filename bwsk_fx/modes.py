@@ -6,8 +6,8 @@ import functools
 import inspect
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import fx, nn
@@ -17,7 +17,7 @@ from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
 from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
-from bwsk_fx.planning.plan import PlanOptions
+from bwsk_fx.planning.options import PlanKeywords, PlanOptions, plan_options
 
 MODES = ("conventional", "analyzed", "reversible")
 _STATE = "_bwsk_applied"
@@ -30,7 +30,7 @@ class Applied:
 
     Attributes:
         mode: `analyzed` or `reversible`.
-        plan: Budget and faith of the reversible mode.
+        plan: What the plan of the reversible mode is asked for.
         granularity: What becomes one region.
         original: The model's own class.
         graph: The captured, labelled graph of the latest training step; None before the first.
@@ -73,17 +73,16 @@ class Applied:
         type_nodes(graph)
         if self.mode == "analyzed":
             return graph, graph
-        plan = self.plan
-        return graph, fuse_regions(graph, plan.budget, faith=plan.faith, granularity=self.granularity)
+        return graph, fuse_regions(graph, granularity=self.granularity, **asdict(self.plan))
 
 
 def apply(
     model: Model,
     mode: str = "reversible",
     *,
-    budget: float = 0.0,
-    faith: str = "rounded",
+    budget: float | None = None,
     granularity: str = "block",
+    **options: Unpack[PlanKeywords],
 ) -> Model:
     """Put a model into a mode, in place.
 
@@ -96,8 +95,8 @@ def apply(
         mode: `reversible` trains with reversible regions; `analyzed` runs the captured graph with every node
             labelled; `conventional` takes an earlier mode back.
         budget: For `reversible`, see `fuse_regions`.
-        faith: For `reversible`, see `fuse_regions`.
         granularity: For `reversible`, see `fuse_regions`.
+        options: For `reversible`, see `fuse_regions`.
 
     Returns:
         The model.
@@ -109,7 +108,7 @@ def apply(
     if mode not in MODES:
         raise RegionError(f"mode is {mode!r}: expected one of {', '.join(map(repr, MODES))}")
     FindRegions(granularity)  # checks it
-    plan = PlanOptions(budget, faith)
+    plan = plan_options(budget, **options)
     before = applied(model)
     original = before.original if before else type(model)
     model.__dict__.pop(_STATE, None)

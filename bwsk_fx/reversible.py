@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,19 +13,46 @@ from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import RegionError
-from bwsk_fx.planning.plan import PlanOptions
-from bwsk_fx.planning.program import Program, build_program
+from bwsk_fx.planning.options import PlanOptions
+from bwsk_fx.planning.program import Program
+from bwsk_fx.planning.prospect import Prospect, survey
 from bwsk_fx.signature import Settings, frozen, structure_of
 
 
-class Programs(dict[Hashable, Program]):
-    """The programs of a graph's regions, by structure and kind of input; equal blocks share theirs."""
+@dataclass
+class Programs:
+    """What the regions of a graph run, by kind of input; equal blocks share their prospects.
+
+    Attributes:
+        prospects: What plans there are, by structure and kind of input.
+        chosen: What each region runs for each kind, by its name.
+    """
+
+    prospects: dict[Hashable, Prospect] = field(default_factory=dict)
+    chosen: dict[tuple[str, Hashable], Program] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
         return Programs()
 
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         return Programs, ()
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """How a region would be called.
+
+    Attributes:
+        region: The region.
+        kind: The kind of input.
+        prospect: Its plans for that kind.
+        outputs: What it would return, as fake tensors.
+    """
+
+    region: ReversibleRegion
+    kind: Hashable
+    prospect: Prospect
+    outputs: tuple[Tensor, ...]
 
 
 class ReversibleRegion(nn.Module):
@@ -95,19 +123,63 @@ class ReversibleRegion(nn.Module):
                 "run; remove them, or keep the module out of regions"
             )
 
+    def foresee(self, *args: Any) -> Foreseen | None:
+        """Trace the region for fake inputs; None where it would run its subgraph as it is.
+
+        Raises:
+            PlanError: The region cannot be traced.
+        """
+        inputs = self._inputs(args)
+        if not any(primal.requires_grad for primal in inputs.primals):
+            return None
+        kind = self._kind(inputs)
+        prospect = self._prospect(kind, inputs)
+        differentiable = iter(prospect.traced.differentiable)
+        values = (node.meta["val"] for node in prospect.traced.joint.forward_outputs if node is not None)
+        outputs = tuple(
+            torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).requires_grad_(
+                wanted
+            )
+            for value, wanted in zip(values, differentiable, strict=True)
+        )
+        return Foreseen(self, kind, prospect, outputs)
+
+    def choose(self, kind: Hashable, program: Program) -> None:
+        """Run `program` for a kind of input from now on."""
+        self._programs.chosen[self.name, kind] = program
+
     def _program(self, inputs: _Inputs) -> Program:
-        key = (
+        kind = self._kind(inputs)
+        if (self.name, kind) not in self._programs.chosen:
+            self.choose(kind, self._by_itself(self._prospect(kind, inputs)))
+        return self._programs.chosen[self.name, kind]
+
+    def _by_itself(self, prospect: Prospect) -> Program:
+        """Plan without knowing the other regions, as is right where they do not share a bound."""
+        if not self.options.bounds_memory:
+            return prospect.within_budget()
+        warnings.warn(
+            f"region {self.name} met a kind of input that was not foreseen when the memory was shared out among regions "
+            "(a module's settings have changed, or it is called by itself): it keeps as little as it can",
+            stacklevel=2,
+        )
+        return prospect.program(prospect.least_bytes)
+
+    def _kind(self, inputs: _Inputs) -> Hashable:
+        return (
             self._structure,
             self._settings.current(),
             self.options,
             inputs.kind(),
-            _ambient_state(inputs.primals[0].device.type),
+            ambient_state(inputs.primals[0].device.type),
         )
-        if key not in self._programs:
-            self._programs[key] = self._build(inputs)
-        return self._programs[key]
 
-    def _build(self, inputs: _Inputs) -> Program:
+    def _prospect(self, kind: Hashable, inputs: _Inputs) -> Prospect:
+        if kind not in self._programs.prospects:
+            self._programs.prospects[kind] = self._survey(inputs)
+        return self._programs.prospects[kind]
+
+    def _survey(self, inputs: _Inputs) -> Prospect:
         def region(*traced: Tensor) -> tuple[Tensor, ...]:
             operands, weights = inputs.replaced_by(traced)
             # Node by node, so that what is traced remembers the node and the user's line that it comes from.
@@ -116,7 +188,7 @@ class ReversibleRegion(nn.Module):
 
         names = [node.name for node in self.subgraph.graph.find_nodes(op="placeholder")]
         static = range(len(inputs.primals) - len(inputs.static), len(inputs.primals))
-        return build_program(region, inputs.named(names), static, self.options, self.name)
+        return survey(region, inputs.named(names), static, self.options, self.name)
 
 
 @dataclass(frozen=True)
@@ -210,7 +282,7 @@ def _kind(tensor: Tensor) -> Hashable:
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
-def _ambient_state(device_type: str) -> Hashable:
+def ambient_state(device_type: str) -> Hashable:
     """Everything outside a region that decides which kernels PyTorch picks for it."""
     sdp = torch.backends.cuda
     return (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar, Unpack
 
 import torch
 from torch import fx, nn
@@ -15,27 +15,22 @@ from bwsk_fx.graphs import with_graph
 from bwsk_fx.passes.find_regions import REGION, FindRegions
 from bwsk_fx.passes.pipeline import Pass, PassPipeline, PassResult
 from bwsk_fx.passes.type_nodes import TypeNodes
-from bwsk_fx.planning.plan import PlanOptions
+from bwsk_fx.planner import Planner
+from bwsk_fx.planning.options import PlanKeywords, PlanOptions, plan_options
 from bwsk_fx.reversible import Programs, ReversibleRegion
 
 CONTAINER = "reversible_regions"
 
 
 @dataclass(frozen=True)
-class FuseRegions(Pass):
+class FuseRegions(PlanOptions, Pass):
     """Replace the nodes of each region by one `call_module` of a `ReversibleRegion`.
 
     The result is a new graph module; it shares modules and parameters with the old one, and `state_dict` has the same
-    keys.
-
-    Attributes:
-        budget: Extra time that plans may spend on products run again, as a fraction of the conventional step.
-        faith: `rounded`, or `exact` for bit-identical gradients.
+    keys. The attributes are those of `PlanOptions`.
     """
 
     name: ClassVar[str] = "fuse-regions"
-    budget: float = 0.0
-    faith: str = "rounded"
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
         """Fuse the regions that `FindRegions` marked.
@@ -49,7 +44,7 @@ class FuseRegions(Pass):
                 "no node of this graph belongs to a region, so nothing would be reversible: run FindRegions first; if "
                 "it found none, choose a larger granularity ('block' or 'whole')"
             )
-        options = PlanOptions(self.budget, self.faith)
+        options = PlanOptions(**{option.name: getattr(self, option.name) for option in fields(PlanOptions)})
         return PassResult(_Fusion(graph_module, regions, options).fused(), True)
 
 
@@ -82,7 +77,10 @@ class _Fusion:
             elif node in last:
                 self._add_region(last[node])
         self._drop_unread_attributes()
-        return with_graph(self._original, self._graph, {CONTAINER: self._container})
+        result = with_graph(self._original, self._graph, {CONTAINER: self._container})
+        if not self._options.is_local:
+            result.register_forward_pre_hook(Planner(self._options), with_kwargs=True)
+        return result
 
     def _add_region(self, name: str) -> None:
         inputs, outputs = _boundary(self._regions[name])
@@ -133,25 +131,31 @@ def _subgraph(
 
 
 def fuse_regions(
-    graph: fx.GraphModule, budget: float = 0.0, *, faith: str = "rounded", granularity: str = "block"
+    graph: fx.GraphModule,
+    budget: float | None = None,
+    *,
+    granularity: str = "block",
+    **options: Unpack[PlanKeywords],
 ) -> fx.GraphModule:
     """Return the graph with its regions made reversible: same parameters, same `state_dict` keys, and it trains.
 
     Args:
         graph: A captured graph; it stays as it is.
-        budget: Extra time that plans may spend on running matrix products, convolutions and attention again, as a
-            fraction of the conventional step. 0.0 runs none of them twice.
-        faith: `rounded` (gradient error against float64 at most 1.5 times eager's own), or `exact` for gradients
-            that are bit-identical to eager's. One difference is left: where a weight is used twice under autocast,
-            eager adds its gradients in half precision and a region in full.
+        budget: Extra time that the plan may spend, as a fraction of the conventional step. 0.0, the default, runs no
+            matrix product, convolution or attention twice.
         granularity: `block`, `s-run` or `whole`, see `FindRegions`. `s-run` labels the graph with the sound rules
             where it is not labelled yet.
+        options: What else the plan is asked for, see `PlanOptions`; or `tier="exact"`, `"balanced"` or `"smallest"`
+            in place of a budget and a faith. With `faith="exact"` gradients are bit-identical to eager's, but for one
+            difference: where a weight is used twice under autocast, eager adds its gradients in half precision and a
+            region in full.
 
     Raises:
         PlanError: An option is out of range.
         RegionError: The graph has no region.
     """
-    passes: list[Pass] = [FindRegions(granularity), FuseRegions(budget, faith)]
+    plan = plan_options(budget, **options)
+    passes: list[Pass] = [FindRegions(granularity), FuseRegions(**asdict(plan))]
     if granularity == "s-run" and not all("bwsk" in node.meta for node in graph.graph.nodes):
         passes.insert(0, TypeNodes())
     return PassPipeline(passes)(graph)

@@ -624,10 +624,10 @@ def test_equal_vit_layers_share_a_program(make_vit, make_images, train_step):
     fused = bwsk_fx.fuse_regions(bwsk_fx.capture(make_vit(num_hidden_layers=3), make_images()))
     train_step(fused, make_images())
     programs = _regions(fused)[0]._programs
-    assert (len(_regions(fused)), _programs(fused), len(programs)) == (5, 3, 3)
+    assert (len(_regions(fused)), _programs(fused), len(programs.prospects)) == (5, 3, 3)
     train_step(fused, make_images(2))
     train_step(fused, make_images())
-    assert len(programs) == 6
+    assert len(programs.prospects) == 6
 
 
 # -- autograd ---------------------------------------------------------------------------------------------------------
@@ -734,7 +734,7 @@ def test_parameter_hooks_run(fused, x):
 
 def test_a_failing_build_leaves_the_model_as_it_was(fused, x, train_step, assert_same_bits):
     weights = list(fused.parameters())
-    with patch("bwsk_fx.planning.program.solve", side_effect=PlanError("none")), pytest.raises(PlanError, match="none"):
+    with patch("bwsk_fx.planning.prospect.solve", side_effect=PlanError("none")), pytest.raises(PlanError, match="none"):
         fused(x)
     assert all(before is after for before, after in zip(weights, fused.parameters(), strict=True))
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
 from torch import fx
 
-from bwsk_fx.planning.cost import DeviceProfile, is_intensive, node_seconds, pointwise_seconds
+from bwsk_fx.planning.cost import CostModel, emitted_seconds, is_intensive
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
-from bwsk_fx.planning.views import is_view
 
 # Importing a family fills the registry of inverses.
 from bwsk_fx.rules import elementwise, normalization, random, shape  # noqa: F401
@@ -60,15 +59,17 @@ class Hypergraph:
         derivations: Every way to obtain one value from others, free views excluded.
         views: Free derivations in both directions, between values of one class.
         class_of: Value to the first value of its class; one that is kept serves for all of its class.
+        witness_seconds: Modelled time of what the forward pass computes for the sake of a class alone.
     """
 
     values: tuple[fx.Node, ...]
     derivations: tuple[Derivation, ...]
     views: tuple[Derivation, ...]
     class_of: dict[fx.Node, fx.Node]
+    witness_seconds: dict[fx.Node, float] = field(default_factory=dict)
 
 
-def derive(joint: JointGraph, profile: DeviceProfile, *, exact: bool) -> Hypergraph:
+def derive(joint: JointGraph, costs: CostModel, *, exact: bool, invert: bool = True) -> Hypergraph:
     """Enumerate the derivations of a joint graph's forward values.
 
     Witness nodes of the inverse rules are added to `joint.graph` on the way; they cost nothing unless a plan uses
@@ -76,19 +77,20 @@ def derive(joint: JointGraph, profile: DeviceProfile, *, exact: bool) -> Hypergr
 
     Args:
         joint: The graph to read.
-        profile: Figures for the time of each derivation.
+        costs: Says how long each derivation takes.
         exact: Leave out every derivation that may change a bit.
+        invert: Whether values may be rebuilt from what was made of them; views go both ways all the same.
     """
-    inverses = _inverses(joint, profile, exact)
+    inverses = [one for one in _inverses(joint, costs, exact) if invert or one.seconds == 0.0]
     values = tuple(node for node in joint.graph.nodes if node.op != "output" and node not in joint.backward)
-    recomputations = [_recompute(node, profile) for node in values if _can_recompute(node)]
+    recomputations = [_recompute(node, costs) for node in values if _can_recompute(node)]
     free = [one for one in recomputations + inverses if one.seconds == 0.0 and len(one.tails) == 1]
     both_ways = {(one.head, one.tails[0]) for one in free}
     views = tuple(one for one in free if (one.tails[0], one.head) in both_ways)
     class_of = _classes(values, views)
     inside = set(map(id, views))
     others = tuple(one for one in recomputations + inverses if id(one) not in inside)
-    return Hypergraph(values, others, views, class_of)
+    return Hypergraph(values, others, views, class_of, _witness_seconds(class_of, costs))
 
 
 def keepable(node: fx.Node) -> bool:
@@ -100,26 +102,25 @@ def _can_recompute(node: fx.Node) -> bool:
     return node.op == "call_function" and not is_random(node) and not is_constant(node)
 
 
-def _recompute(node: fx.Node, profile: DeviceProfile) -> Derivation:
+def _recompute(node: fx.Node, costs: CostModel) -> Derivation:
     def emit(graph: fx.Graph, tails: Sequence[fx.Node]) -> fx.Node:
         at = dict(zip(node.all_input_nodes, tails, strict=True))
         return graph.node_copy(node, at.__getitem__)
 
-    free = is_view(node) or node.target is operator.getitem
-    seconds = 0.0 if free else node_seconds(node, profile) or pointwise_seconds([node, *node.all_input_nodes], profile)
+    seconds = 0.0 if node.target is operator.getitem else costs.seconds(node)
     name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
     return Derivation(node, tuple(node.all_input_nodes), Kind.RECOMPUTE, emit, True, seconds, is_intensive(node), name)
 
 
-def _inverses(joint: JointGraph, profile: DeviceProfile, exact: bool) -> list[Derivation]:
+def _inverses(joint: JointGraph, costs: CostModel, exact: bool) -> list[Derivation]:
     witnesses = WitnessWriter(joint.graph)
     found = []
     for node in list(joint.graph.nodes):
         if node.op != "call_function" or node in joint.backward:
             continue
         for inverse in inverses_of(node, witnesses):
-            seconds = 0.0 if inverse.free else pointwise_seconds([inverse.head, *inverse.tails], profile)
             if inverse.exact or not exact:
+                seconds = 0.0 if inverse.free else emitted_seconds(costs, inverse.emit, inverse.tails)
                 found.append(_inversion(inverse, seconds))
     return found
 
@@ -128,6 +129,24 @@ def _inversion(inverse: Inverse, seconds: float) -> Derivation:
     return Derivation(
         inverse.head, inverse.tails, Kind.INVERT, inverse.emit, inverse.exact, seconds, False, inverse.rule
     )
+
+
+def _witness_seconds(class_of: dict[fx.Node, fx.Node], costs: CostModel) -> dict[fx.Node, float]:
+    """Sum, for each class, the witness nodes that its first value is made by."""
+    seconds: dict[fx.Node, float] = {}
+    for cls in class_of.values():
+        if "witness_of" in cls.meta and cls not in seconds:
+            made = _witnesses_before(cls)
+            seconds[cls] = sum(costs.seconds(node) for node in made)
+    return seconds
+
+
+def _witnesses_before(node: fx.Node) -> set[fx.Node]:
+    found = {node}
+    for operand in node.all_input_nodes:
+        if "witness_of" in operand.meta:
+            found |= _witnesses_before(operand)
+    return found
 
 
 def _classes(values: Sequence[fx.Node], views: Sequence[Derivation]) -> dict[fx.Node, fx.Node]:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.simplify import drop_no_ops
+from bwsk_fx.planning.views import is_view
 
 aten = torch.ops.aten
 # Tells a random call from its likes while common subexpressions are merged.
@@ -25,6 +26,7 @@ class JointGraph:
 
     Attributes:
         graph: The graph, common subexpressions merged.
+        conventional: The graph as eager execution runs it, nothing merged.
         primals: Placeholders for the region's inputs and parameters.
         tangents: Placeholders for the gradients of its outputs.
         forward_outputs: What the forward pass returns.
@@ -35,6 +37,7 @@ class JointGraph:
     """
 
     graph: fx.Graph
+    conventional: fx.Graph
     primals: tuple[fx.Node, ...]
     tangents: tuple[fx.Node, ...]
     forward_outputs: tuple[fx.Node | None, ...]
@@ -55,6 +58,17 @@ class JointGraph:
         return tuple(
             frozenset(place for place, nodes in enumerate(reached) if gradient in nodes) for gradient in self.gradients
         )
+
+    def conventional_bytes(self) -> int:
+        """Return the bytes that eager execution saves for the backward pass, parameters excluded.
+
+        A saved view keeps the whole tensor that it is a view of.
+        """
+        tangents = [node for node in _placeholders(self.conventional) if _is_tangent(node)]
+        backward = _depending_on(self.conventional, tangents)
+        own = {node.name for node in self.static_primals}
+        read = {operand for node in backward for operand in node.all_input_nodes} - backward
+        return sum(nbytes(base) for base in set(map(base_of, read)) if base.name not in own)
 
     def forward_nodes(self) -> list[fx.Node]:
         """Return the calls that do not depend on a tangent, in graph order."""
@@ -83,9 +97,9 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     """
     drop_no_ops(joint.graph)
     graph = _merge_equal_calls(joint.graph)
-    placeholders = graph.find_nodes(op="placeholder")
-    primals = tuple(node for node in placeholders if "tangents" not in str(node.target))
-    tangents = tuple(node for node in placeholders if "tangents" in str(node.target))
+    placeholders = _placeholders(graph)
+    primals = tuple(node for node in placeholders if not _is_tangent(node))
+    tangents = tuple(filter(_is_tangent, placeholders))
     _require_aten(graph)
     outputs = pytree.tree_leaves(graph.output_node().args[0], is_leaf=lambda leaf: leaf is None)
     static_primals = frozenset(primals[index] for index in static_primal_indices)
@@ -95,6 +109,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     backward = _depending_on(graph, tangents)
     return JointGraph(
         graph,
+        joint.graph,
         primals,
         tangents,
         forward_outputs,
@@ -109,6 +124,13 @@ def nbytes(node: fx.Node) -> int:
     """Return the bytes of a node's tensor; 0 for numbers, None and tuples."""
     value = node.meta.get("val")
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def base_of(node: fx.Node) -> fx.Node:
+    """Return what a view is a view of, parts of a split included."""
+    while is_view(node) or (node.target is operator.getitem and is_view(node.all_input_nodes[0])):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def is_constant(node: fx.Node) -> bool:
@@ -127,6 +149,14 @@ def is_random(node: fx.Node) -> bool:
     position = names.index("dropout_p")
     dropout = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)
     return bool(dropout != 0.0)
+
+
+def _placeholders(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return "tangents" in str(node.target)
 
 
 def _depending_on(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
@@ -161,7 +191,7 @@ def _merge_equal_calls(graph: fx.Graph) -> fx.Graph:
     for index, node in enumerate(filter(is_random, graph.nodes)):
         node.update_kwarg(_OCCURRENCE, index)
     merged = private.merge_common_subexpressions(graph)
-    for node in merged.nodes:
+    for node in (*graph.nodes, *merged.nodes):
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != _OCCURRENCE}
     return merged
 

@@ -7,7 +7,6 @@ as possible, once, and frees each after its last use.
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from torch import fx
 
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
-from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
+from bwsk_fx.planning.joint import JointGraph, base_of, is_constant, is_random, nbytes
+from bwsk_fx.planning.kernels import fill_in_values
+from bwsk_fx.planning.liveness import peak_bytes
 from bwsk_fx.planning.solve import Solution
-from bwsk_fx.planning.views import is_view
 
 aten = torch.ops.aten
 
@@ -33,11 +33,15 @@ class Partition:
         backward: Takes one list `[*kept, *static, *tangents]`, empties it, and returns one gradient or None per
             primal.
         static: Indices of the static primals that the backward module reads.
+        forward_peak: The most bytes that the forward module holds at a time, parameters excluded.
+        backward_peak: The same of the backward module, with what is kept.
     """
 
     forward: fx.GraphModule
     backward: fx.GraphModule
     static: tuple[int, ...]
+    forward_peak: int
+    backward_peak: int
 
 
 def partition(joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> Partition:
@@ -49,7 +53,11 @@ def partition(joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> 
     writer = _BackwardWriter(joint, hypergraph, solution)
     backward = writer.write()
     forward = _write_forward(joint, solution.kept)
-    return Partition(_module(forward, "RegionForward"), _module(backward, "RegionBackward"), writer.static_indices())
+    fill_in_values([*forward.nodes, *backward.nodes])
+    own = {primal.name for primal in joint.static_primals}
+    peaks = [peak_bytes(graph, [node for node in graph.nodes if node.name in own]) for graph in (forward, backward)]
+    modules = _module(forward, "RegionForward"), _module(backward, "RegionBackward")
+    return Partition(*modules, writer.static_indices(), *peaks)
 
 
 def _module(graph: fx.Graph, name: str) -> fx.GraphModule:
@@ -83,16 +91,9 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _own_storage(graph: fx.Graph, node: fx.Node, copied: fx.Node, kept: Sequence[fx.Node]) -> fx.Node:
     """Copy a kept view of something of which not all is kept, which would keep all of it alive."""
-    base = _base_of(node)
-    wanted = sum(nbytes(other) for other in kept if _base_of(other) is base)
+    base = base_of(node)
+    wanted = sum(nbytes(other) for other in kept if base_of(other) is base)
     return graph.call_function(aten.clone.default, (copied,)) if nbytes(base) > wanted else copied
-
-
-def _base_of(node: fx.Node) -> fx.Node:
-    """Return what a view is a view of, parts of a split included."""
-    while is_view(node) or (node.target is operator.getitem and is_view(node.all_input_nodes[0])):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _distinct(graph: fx.Graph, outputs: Sequence[fx.Node | None]) -> tuple[fx.Node | None, ...]:

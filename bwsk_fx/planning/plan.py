@@ -9,35 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, nbytes
 from bwsk_fx.planning.solve import Solution
-
-FAITHS = ("rounded", "exact")
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What a plan is asked for.
-
-    Attributes:
-        budget: Extra time for running matrix products, convolutions and attention again, as a fraction of the
-            conventional step; 0.0 runs none of them twice.
-        faith: `exact` for bit-identical gradients (keep, recompute, views), `rounded` to allow inverses too.
-
-    Raises:
-        PlanError: An option is out of range.
-    """
-
-    budget: float = 0.0
-    faith: str = "rounded"
-
-    def __post_init__(self) -> None:
-        if not self.budget >= 0.0:
-            raise PlanError(f"budget is {self.budget}: expected a fraction of a training step, 0.0 or more")
-        if self.faith not in FAITHS:
-            raise PlanError(f"faith is {self.faith!r}: expected one of {', '.join(map(repr, FAITHS))}")
 
 
 @dataclass(frozen=True)
@@ -76,18 +50,35 @@ class Plan:
     Attributes:
         values: Kept values first, then derived ones.
         kept_bytes: Bytes that the region saves, parameters excluded.
-        extra_seconds: Modelled time of everything that is run again or inverted.
-        intensive_seconds: The part of it that the budget bounds.
-        step_seconds: Modelled time of the conventional forward and backward pass of the region.
-        gap: Relative optimality gap that the solver proved.
+        conventional_bytes: What eager execution saves in its place.
+        extra_seconds: Modelled time of everything that is run again, inverted, or computed only to be kept.
+        intensive_seconds: The part of it for matrix products, convolutions and attention.
+        planned_seconds: Modelled time of the region's forward and backward pass.
+        conventional_seconds: The same of eager execution, which the budget is a fraction of.
+        forward_peak: The most bytes that the forward pass holds at a time, its inputs among them.
+        backward_peak: The most bytes that the backward pass holds at a time, what is kept among them.
+        gradient_bytes: Size of the gradients of parameters that the backward pass leaves behind.
+        gap: How much smaller the objective of the best plan may be, as a fraction; what the solver proved.
+        solver: `highs`, `greedy` where HiGHS found nothing better in time, or `file`.
     """
 
     values: tuple[PlannedValue, ...]
     kept_bytes: int
+    conventional_bytes: int
     extra_seconds: float
     intensive_seconds: float
-    step_seconds: float
+    planned_seconds: float
+    conventional_seconds: float
+    forward_peak: int
+    backward_peak: int
+    gradient_bytes: int
     gap: float
+    solver: str
+
+    @property
+    def overhead(self) -> float:
+        """Modelled time beyond eager execution's, as a fraction of it; below zero where merged calls save more."""
+        return self.planned_seconds / self.conventional_seconds - 1.0 if self.conventional_seconds else 0.0
 
     @property
     def kept(self) -> tuple[PlannedValue, ...]:
@@ -99,18 +90,10 @@ class Plan:
         return asdict(self)
 
 
-def describe(joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> Plan:
-    """Put a solution into words."""
+def rows(joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> tuple[PlannedValue, ...]:
+    """Put what a solution keeps and derives into words."""
     kept = [_kept(node, _readers(node, joint, hypergraph, solution)) for node in solution.kept]
-    derived = [_derived(one) for one in solution.used]
-    return Plan(
-        (*kept, *derived),
-        solution.kept_bytes,
-        solution.extra_seconds,
-        solution.intensive_seconds,
-        solution.step_seconds,
-        solution.gap,
-    )
+    return (*kept, *map(_derived, solution.used))
 
 
 def _readers(node: fx.Node, joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> list[str]:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from bwsk_fx.planning.cost import profile_of
-from bwsk_fx.planning.derivations import derive
-from bwsk_fx.planning.partition import partition
-from bwsk_fx.planning.plan import Plan, PlanOptions, describe
-from bwsk_fx.planning.solve import solve
-from bwsk_fx.planning.trace import Outputs, trace
+from bwsk_fx.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -60,34 +54,3 @@ class Program:
     tangents: tuple[Layout, ...]
     reads: tuple[frozenset[int], ...]
     plan: Plan
-
-
-def build_program(
-    function: Callable[..., Outputs],
-    inputs: Mapping[str, Tensor],
-    static: Sequence[int],
-    options: PlanOptions,
-    region: str,
-) -> Program:
-    """Trace, plan and partition a region.
-
-    Args:
-        function: The region as a function of its primals.
-        inputs: Tensors like those that the program will be called with, by name.
-        static: Which of them are parameters or buffers.
-        options: Budget and faith.
-        region: The region's name, for errors.
-
-    Raises:
-        PlanError: The region cannot be traced or no plan fits.
-    """
-    traced = trace(function, inputs, static, region)
-    joint, profile = traced.joint, profile_of(next(iter(inputs.values())).device)
-    hypergraph = derive(joint, profile, exact=options.faith == "exact")
-    solution = solve(joint, hypergraph, profile, options.budget)
-    parts = partition(joint, hypergraph, solution)
-    tangents = tuple(Layout.of(tangent.meta["val"]) for tangent in joint.tangents)
-    plan = describe(joint, hypergraph, solution)
-    return Program(
-        parts.forward, parts.backward, parts.static, traced.differentiable, tangents, joint.tangents_read(), plan
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -21,6 +23,11 @@ _NAMES += ("slice", "select", "split", "split_with_sizes")
 _VIEWS = frozenset(getattr(torch.ops.aten, name) for name in _NAMES)
 
 
+def moves_no_data(target: Any) -> bool:
+    """Whether the results of an operator share the memory of its operand."""
+    return getattr(target, "overloadpacket", None) in _VIEWS
+
+
 def is_view(node: fx.Node) -> bool:
     """Whether the node's results share the memory of its operand."""
-    return getattr(node.target, "overloadpacket", None) in _VIEWS
+    return moves_no_data(node.target)

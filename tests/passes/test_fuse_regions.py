@@ -122,7 +122,7 @@ def test_a_region_with_no_reader(train_step, assert_same_bits):
 def test_regions_are_named_in_print(graph):
     region = fuse_regions(graph, 0.25).get_submodule(f"{CONTAINER}.vit_layers_0")
     nodes = len(region.subgraph.graph.nodes)
-    assert repr(region) == (f"ReversibleRegion(vit_layers_0, {nodes} nodes, PlanOptions(budget=0.25, faith='rounded'))")
+    assert repr(region) == (f"ReversibleRegion(vit_layers_0, {nodes} nodes, budget=0.25, faith='rounded')")
 
 
 def test_s_runs_are_labelled_on_the_way(make_vit, make_images):

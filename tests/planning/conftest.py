@@ -1,6 +1,7 @@
 """Functions that are small enough to plan by hand, and the steps of planning them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bwsk_fx.planning.cost import profile_of
+from bwsk_fx.planning.cost import Roofline, profile_of
 from bwsk_fx.planning.derivations import derive
-from bwsk_fx.planning.plan import PlanOptions
-from bwsk_fx.planning.program import Program, build_program
+from bwsk_fx.planning.integer_program import Problem
+from bwsk_fx.planning.options import PlanOptions
+from bwsk_fx.planning.program import Program
+from bwsk_fx.planning.prospect import Prospect
 from bwsk_fx.planning.trace import trace
 
 BATCH, WIDTH = 4, 8
+# Launches would outweigh all else on tensors this small.
+COSTS = Roofline(replace(profile_of(torch.device("cpu")), launch=0.0))
 
 
 def mlp(x: Tensor, up: Tensor, down: Tensor) -> list[Tensor]:
@@ -64,15 +69,17 @@ def _inputs(function: Callable) -> dict[str, Tensor]:
 def _plan(function: Callable, budget: float = 0.0, faith: str = "exact", dtype: torch.dtype | None = None) -> Program:
     inputs = _inputs(function)
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        return build_program(function, inputs, range(1, len(inputs)), PlanOptions(budget, faith), "small")
+        traced = trace(function, inputs, range(1, len(inputs)), "small")
+    return Prospect("small", PlanOptions(budget, faith), traced, COSTS).within_budget()
 
 
 def _hypergraph(function: Callable, *, exact: bool, dtype: torch.dtype | None = None) -> Any:
     inputs = _inputs(function)
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         joint = trace(function, inputs, range(1, len(inputs)), "small").joint
-    profile = profile_of(torch.device("cpu"))
-    return SimpleNamespace(joint=joint, profile=profile, hypergraph=derive(joint, profile, exact=exact))
+    hypergraph = derive(joint, COSTS, exact=exact)
+    step = sum(COSTS.seconds(node) for node in joint.conventional.nodes)
+    return SimpleNamespace(joint=joint, hypergraph=hypergraph, problem=Problem.of(joint, hypergraph, step))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What the integer program keeps, by name and byte, and that nothing smaller exists."""
 
+import math
 from itertools import combinations
 from unittest.mock import patch
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 
 from bwsk_fx.errors import PlanError
+from bwsk_fx.planning import integer_program
 from bwsk_fx.planning import solve as solver
 from bwsk_fx.planning.derivations import Hypergraph, keepable
+from bwsk_fx.planning.integer_program import Limits, Problem
 from bwsk_fx.planning.joint import nbytes
 from bwsk_fx.planning.solve import solve
 
 BF16 = torch.bfloat16
-UNBOUNDED = 100.0
+UNBOUNDED = math.inf
+NO_PRODUCT = Limits(products=0.0)
 NAMES = ["mlp", "residual", "attention", "dropout", "chain", "views"]
 
 
@@ -56,7 +60,7 @@ def test_kept_bytes_fall_with_the_budget(plan, functions, name, faith, dtype):
     assert sizes == sorted(sizes, reverse=True)
     assert plans[0].intensive_seconds == 0.0
     assert all(
-        found.intensive_seconds <= budget * found.step_seconds * 1.0001
+        found.intensive_seconds <= budget * found.conventional_seconds * 1.0001
         for found, budget in zip(plans, (0.0, 0.1, 0.3), strict=False)
     )
 
@@ -78,10 +82,10 @@ def _ancestors(node: torch.fx.Node) -> set[torch.fx.Node]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("budget", [0.0, UNBOUNDED])
-def test_no_value_derives_itself_and_nothing_is_kept_in_vain(planning, functions, name, budget):
+@pytest.mark.parametrize("limits", [NO_PRODUCT, Limits()])
+def test_no_value_derives_itself_and_nothing_is_kept_in_vain(planning, functions, name, limits):
     parts = planning(getattr(functions, name), exact=False, dtype=BF16)
-    solution = solve(parts.joint, parts.hypergraph, parts.profile, budget)
+    solution = solve(parts.problem, limits, "small")
     class_of = parts.hypergraph.class_of
     edges = nx.DiGraph((class_of[tail], class_of[one.head]) for one in solution.used for tail in one.tails)
     assert nx.is_directed_acyclic_graph(edges)
@@ -112,14 +116,14 @@ def _closure(known: set, ways: list) -> set:
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", ["mlp", "residual", "dropout", "chain", "views"])
-@pytest.mark.parametrize("budget", [0.0, UNBOUNDED])
-def test_no_smaller_set_exists(planning, functions, name, exact, budget):
+@pytest.mark.parametrize("limits", [NO_PRODUCT, Limits()])
+def test_no_smaller_set_exists(planning, functions, name, exact, limits):
     parts = planning(getattr(functions, name), exact=exact)
     # Time is free here, so that bytes alone decide.
-    with patch.multiple(solver, _BYTES_PER_TENTH_OF_STEP=0.0, _RELATIVE_GAP=0.0):
-        solution = solve(parts.joint, parts.hypergraph, parts.profile, budget)
-    assert solution.kept_bytes == _least_bytes(parts.joint, parts.hypergraph, intensive=budget > 0)
-    assert solution.gap == 0.0
+    with patch.object(integer_program, "BYTES_PER_TENTH_OF_STEP", 0.0), patch.object(solver, "_RELATIVE_GAP", 0.0):
+        solution = solve(parts.problem, limits, "small")
+    assert solution.kept_bytes == _least_bytes(parts.joint, parts.hypergraph, intensive=limits.products > 0)
+    assert solution.gap == pytest.approx(0.0, abs=1e-9) and solution.solver == "highs"
 
 
 def test_a_circle_of_inverses_supports_nothing(planning, functions):
@@ -130,7 +134,7 @@ def test_a_circle_of_inverses_supports_nothing(planning, functions):
     assert {one.kind.value for one in both} == {"recompute", "invert"}
     only = Hypergraph(parts.hypergraph.values, tuple(both), parts.hypergraph.views, parts.hypergraph.class_of)
     with patch.object(type(parts.joint), "needed", lambda self: [summed]):
-        assert solve(parts.joint, only, parts.profile, UNBOUNDED).kept == (summed,)
+        assert solve(Problem.of(parts.joint, only, 1.0), Limits(), "small").kept == (summed,)
 
 
 def test_a_value_that_nothing_gives_is_named(planning, functions):
@@ -138,6 +142,8 @@ def test_a_value_that_nothing_gives_is_named(planning, functions):
     (fused,) = (node for node in parts.joint.forward_nodes() if "scaled_dot_product" in str(node.target))
     with (
         patch.object(type(parts.joint), "needed", lambda self: [fused]),
-        pytest.raises(PlanError, match=rf"^no plan for budget 0.0: .*; the backward pass needs {fused.name}$"),
+        pytest.raises(
+            PlanError, match=rf"^region small: no plan within .* 0 of a step: .*; the backward pass needs {fused.name}$"
+        ),
     ):
-        solve(parts.joint, parts.hypergraph, parts.profile, 0.0)
+        solve(Problem.of(parts.joint, parts.hypergraph, 1.0), NO_PRODUCT, "small")

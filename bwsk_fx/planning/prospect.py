@@ -1,0 +1,160 @@
+"""A traced region before its plan is chosen: what plans there are, and what each would take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from bwsk_fx.planning.calibration import cost_model
+from bwsk_fx.planning.cost import CostModel
+from bwsk_fx.planning.derivations import derive
+from bwsk_fx.planning.integer_program import Limits, Problem
+from bwsk_fx.planning.joint import nbytes
+from bwsk_fx.planning.options import PlanOptions
+from bwsk_fx.planning.partition import Partition, partition
+from bwsk_fx.planning.plan import Plan, rows
+from bwsk_fx.planning.program import Layout, Program
+from bwsk_fx.planning.solve import Solution, solve
+from bwsk_fx.planning.trace import Outputs, Traced, trace
+
+# Between the least time and the least bytes, this many limits on time are tried.
+_STEPS = 8
+
+
+class Prospect:
+    """A traced region: its problem, and the programs that solve it.
+
+    Attributes:
+        region: Its name, for errors.
+        options: What plans are asked for.
+        traced: Forward and backward in one graph.
+        costs: Says how long calls take.
+        problem: Values and the ways to them.
+    """
+
+    def __init__(self, region: str, options: PlanOptions, traced: Traced, costs: CostModel) -> None:
+        self.region, self.options, self.traced, self.costs = region, options, traced, costs
+        joint = traced.joint
+        self.conventional_seconds = sum(costs.seconds(node) for node in joint.conventional.nodes)
+        hypergraph = derive(joint, costs, exact=options.faith == "exact", invert=options.inverses)
+        self.problem = Problem.of(joint, hypergraph, self.conventional_seconds)
+        self._programs: dict[Solution, Program] = {}
+
+    @cached_property
+    def least_bytes(self) -> Solution:
+        """The fewest bytes kept, whatever the time."""
+        return self.solve(Limits())
+
+    @cached_property
+    def no_product_twice(self) -> Solution:
+        """The fewest bytes kept with no matrix product, convolution or attention run again."""
+        return self.solve(Limits(products=0.0))
+
+    @cached_property
+    def candidates(self) -> tuple[Program, ...]:
+        """Programs from the least time to the fewest bytes kept, each of which keeps less than the one before."""
+        marks = {0.0, self.no_product_twice.extra_seconds, self.least_bytes.extra_seconds}
+        most = max(marks)
+        marks |= {most * step / _STEPS for step in range(1, _STEPS)}
+        found = [self.least_bytes, self.no_product_twice]
+        found += [self.solve(Limits(extra=mark)) for mark in marks]
+        found.sort(key=lambda one: (one.extra_seconds, one.kept_bytes))
+        best: list[Solution] = []
+        for one in found:
+            if not best or one.kept_bytes < best[-1].kept_bytes:
+                best.append(one)
+        return tuple(map(self.program, best))
+
+    def within_budget(self) -> Program:
+        """Return the program with the fewest bytes kept within the budget, for this region by itself."""
+        budget = self.options.budget
+        if budget == 0.0:
+            return self.program(self.no_product_twice)
+        if math.isinf(budget):
+            return self.program(self.least_bytes)
+        seconds = budget * self.conventional_seconds
+        extra = max(seconds, self.no_product_twice.extra_seconds)
+        return self.program(self.solve(Limits(seconds, extra)))
+
+    def solve(self, limits: Limits) -> Solution:
+        """Return the solution with the fewest bytes kept within `limits`."""
+        return solve(self.problem, limits, self.region)
+
+    def program(self, solution: Solution) -> Program:
+        """Write the program of a solution."""
+        if solution not in self._programs:
+            joint = self.traced.joint
+            parts = partition(joint, self.problem.hypergraph, solution)
+            tangents = tuple(Layout.of(tangent.meta["val"]) for tangent in joint.tangents)
+            plan = self._plan(solution, parts)
+            self._programs[solution] = Program(
+                parts.forward,
+                parts.backward,
+                parts.static,
+                self.traced.differentiable,
+                tangents,
+                joint.tangents_read(),
+                plan,
+            )
+        return self._programs[solution]
+
+    def _plan(self, solution: Solution, parts: Partition) -> Plan:
+        joint = self.traced.joint
+        written = (*parts.forward.graph.nodes, *parts.backward.graph.nodes)
+        gradients = zip(joint.primals, joint.gradients, strict=False)
+        own = (gradient for primal, gradient in gradients if gradient is not None and primal in joint.static_primals)
+        return Plan(
+            rows(joint, self.problem.hypergraph, solution),
+            solution.kept_bytes,
+            joint.conventional_bytes(),
+            solution.extra_seconds,
+            solution.intensive_seconds,
+            sum(self.costs.seconds(node) for node in written),
+            self.conventional_seconds,
+            parts.forward_peak,
+            parts.backward_peak,
+            sum(map(nbytes, own)),
+            solution.gap,
+            solution.solver,
+        )
+
+
+def survey(
+    function: Callable[..., Outputs],
+    inputs: Mapping[str, Tensor],
+    static: Sequence[int],
+    options: PlanOptions,
+    region: str,
+) -> Prospect:
+    """Trace a region and find the ways to its values.
+
+    Args:
+        function: The region as a function of its primals.
+        inputs: Tensors like those that its programs will be called with, by name; fake ones will do.
+        static: Which of them are parameters or buffers.
+        options: What its plan is asked for.
+        region: The region's name, for errors.
+
+    Raises:
+        PlanError: The region cannot be traced.
+    """
+    traced = trace(function, inputs, static, region)
+    return Prospect(region, options, traced, cost_model(next(iter(inputs.values())).device, options.costs))
+
+
+def build_program(
+    function: Callable[..., Outputs],
+    inputs: Mapping[str, Tensor],
+    static: Sequence[int],
+    options: PlanOptions,
+    region: str,
+) -> Program:
+    """Trace, plan and partition a region by itself; arguments and errors as for `survey`.
+
+    Raises:
+        PlanError: The region cannot be traced or no plan fits.
+    """
+    return survey(function, inputs, static, options, region).within_budget()
