@@ -1,6 +1,7 @@
-"""How long do capture, typing and planning of ViT-base take, before the first step can run?
+"""How long do capture, typing and planning of a ViT take, before the first step can run, and how does it grow with depth?
 
-Planning is the first forward pass of the rewritten graph less a second one, which finds its plans made.
+Planning is the first forward pass of the rewritten graph less the third one, which finds plans made and layouts checked.
+A budget between none and all of the time has the regions planned together.
 
     python benchmarks/planning_time.py
 """
@@ -8,7 +9,9 @@ Planning is the first forward pass of the rewritten graph less a second one, whi
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from common import Shape, parser, report, shape_of
@@ -19,7 +22,16 @@ QUESTION = "planning-time"
 
 
 def main() -> None:
-    options = parser(__doc__, Shape(layers=12, hidden=768, batch=1, image=224, precision="bf16")).parse_args()
+    arguments = parser(__doc__, Shape(layers=12, hidden=768, batch=1, image=224, precision="bf16"))
+    arguments.add_argument("--depths", type=int, nargs="+", default=[12, 48], help="numbers of layers")
+    options = arguments.parse_args()
+    rows = [row for depth in options.depths for row in _rows(options, depth)]
+    columns = ("capture", "typing", "planning", "sum")
+    report(QUESTION, options, rows, {"variant": str} | dict.fromkeys(columns, "{:.2f}".format))
+
+
+def _rows(options: Any, depth: int) -> Iterator[dict[str, Any]]:
+    options.layers = depth
     shape = shape_of(options)
     model, inputs = shape.model(options.device), shape.inputs(options.device)
     clock = [time.perf_counter()]
@@ -27,15 +39,24 @@ def main() -> None:
     clock.append(time.perf_counter())
     bwsk_fx.type_nodes(graph)
     clock.append(time.perf_counter())
-    reversible = bwsk_fx.fuse_regions(graph, options.budgets[0])
-    for _ in range(2):
-        with torch.autocast(options.device.split(":")[0], dtype=shape.dtype, enabled=shape.dtype is not None):
+    capture, typing = (after - before for before, after in pairwise(clock))
+    for budget in options.budgets:
+        planning = _planning(graph, inputs, budget, shape.dtype, options.device)
+        steps = {"capture": capture, "typing": typing, "planning": planning}
+        yield {"variant": f"{depth} layers, budget {budget:g}", **steps, "sum": sum(steps.values())}
+
+
+def _planning(
+    graph: torch.fx.GraphModule, inputs: dict[str, Any], budget: float, dtype: torch.dtype | None, device: str
+) -> float:
+    clock = [time.perf_counter()]
+    reversible = bwsk_fx.fuse_regions(graph, budget)
+    for _ in range(3):
+        with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype is not None):
             reversible(**inputs)
         clock.append(time.perf_counter())
-    capture, typing, first, second = (after - before for before, after in pairwise(clock))
-    steps = {"capture": capture, "typing": typing, "fusing and planning": first - second}
-    rows = [{"variant": name, "seconds": seconds} for name, seconds in (*steps.items(), ("sum", sum(steps.values())))]
-    report(QUESTION, options, rows, {"variant": str, "seconds": "{:.2f}".format})
+    first, _, third = (after - before for before, after in pairwise(clock))
+    return first - third
 
 
 if __name__ == "__main__":

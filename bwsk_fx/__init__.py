@@ -8,8 +8,9 @@ from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.provenance import erasure_budget, trace_back
 from bwsk_fx.report.comparison import compare_rulesets
+from bwsk_fx.report.frontier import plan_frontier
 from bwsk_fx.report.modules import summarize_modules
-from bwsk_fx.report.saved import explain_saved
+from bwsk_fx.report.saved import explain_saved, save_plan
 from bwsk_fx.report.summary import summarize
 from bwsk_fx.rules.user import rule
 
@@ -24,7 +25,9 @@ __all__ = [
     "erasure_budget",
     "explain_saved",
     "fuse_regions",
+    "plan_frontier",
     "rule",
+    "save_plan",
     "summarize",
     "summarize_modules",
     "trace_back",

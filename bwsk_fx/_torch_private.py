@@ -93,6 +93,11 @@ def shares_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
+def after_deepcopy(graph_module: fx.GraphModule) -> list[Callable[[fx.GraphModule], object]]:
+    """Return the functions that are called with each deep copy of a graph module, to be read and added to."""
+    return graph_module._deepcopy_hooks
+
+
 def storage_key(tensor: torch.Tensor) -> int:
     """Return what tells a tensor's memory, or a fake tensor's, from any other that is alive."""
     return tensor.untyped_storage()._cdata
@@ -133,12 +138,38 @@ def compile_boxed(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Cal
     from torch._inductor.compile_fx import compile_fx_inner
 
     # CUDA graphs would write the next region's results over what this one keeps.
-    with config.patch({"fallback_random": True, "triton.cudagraphs": False}):
+    with config.patch({"fallback_random": True, "triton.cudagraphs": False}), _writes_before_reads():
         output = module.graph.output_node()
         output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # type: ignore[arg-type]
         return compile_fx_inner(module, list(inputs))  # type: ignore[arg-type]
 
 
+@contextmanager
+def _writes_before_reads() -> Iterator[None]:
+    """Let Inductor's scheduler remember which reads of a buffer follow a write into it.
+
+    Up to PyTorch 2.13 it forgets some of them when it lines up two loops for a CPU, and reads a dropout mask before it
+    is drawn, or a gradient before a max-pool scatters into it (pytorch/pytorch#185509).
+    """
+    from torch._inductor.dependencies import StarDep, WeakDep
+    from torch._inductor.scheduler import SchedulerNode
+
+    original = SchedulerNode.recompute_size_and_body
+
+    def recompute(self: Any, *args: Any, **kwargs: Any) -> None:
+        before, written = list(self.read_writes.reads), self.scheduler.mutation_real_name
+        original(self, *args, **kwargs)
+        renames = {written[read.name]: read.name for read in before if read.name in written}
+        order = type(self.read_writes.reads)(read for read in before if isinstance(read, (StarDep, WeakDep)))
+        self.set_read_writes(self.read_writes.rename(renames).with_read(order))
+
+    SchedulerNode.recompute_size_and_body = recompute  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SchedulerNode.recompute_size_and_body = original  # type: ignore[method-assign]
+
+
 def generated_code(compiled: Callable[..., Any]) -> str:
-    """Return the source that Inductor generated for what `compile_boxed` returned."""
-    return compiled.source_code  # type: ignore[attr-defined]
+    """Return the source that Inductor generated for what `compile_boxed` returned; empty where it computes nothing."""
+    return getattr(compiled, "source_code", "")

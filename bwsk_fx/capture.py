@@ -19,6 +19,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
 from bwsk_fx._side_effects import emptied_caches, kept_attributes
 from bwsk_fx.errors import CaptureError, first_line
+from bwsk_fx.graphs import before_each_call
 from bwsk_fx.signature import tensors_of
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
@@ -58,7 +59,7 @@ def capture(
         guard.symbols,
     )
     if guard.training is not None or guard.autocast is not None or guard.conditions:
-        graph_module.register_forward_pre_hook(guard, with_kwargs=True)
+        before_each_call(graph_module, guard)
     return graph_module
 
 

@@ -191,7 +191,7 @@ def train(
     Example: [b]bwsk-fx train --modes conventional,reversible --budget 0.1[/b]
     """
     with _errors_as_lines():
-        from bwsk_fx.training.config import Experiment, Mode, PlanOptions, Precision, RunConfig
+        from bwsk_fx.training.config import Experiment, Mode, Precision, ReversibleOptions, RunConfig
 
         config = RunConfig(
             output=output,
@@ -199,7 +199,7 @@ def train(
             model=model,
             experiments=_choices("--experiments", experiments, Experiment),
             modes=_choices("--modes", modes, Mode),
-            plan=PlanOptions(budget, faith.value, granularity.value),
+            plan=ReversibleOptions(budget, faith.value, granularity.value),
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,

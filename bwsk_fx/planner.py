@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError, first_line
-from bwsk_fx.planning.allocate import least_memory, least_time
+from bwsk_fx.planning.allocate import fewest_kept, least_memory, least_time
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.program import Program
 from bwsk_fx.reversible import Foreseen, ReversibleRegion, ambient_state
@@ -96,12 +96,13 @@ def choose(candidates: Sequence[Sequence[Program]], options: PlanOptions, outsid
     """
     plans = [[program.plan for program in programs] for programs in candidates]
     if not options.bounds_memory:
-        return least_memory(plans, options.budget, outside)
+        local = options.is_local
+        return fewest_kept(plans, options.budget) if local else least_memory(plans, options.budget, outside)
     kept = None
     if options.activation_fraction is not None:
         conventional = outside + sum(own[0].conventional_bytes for own in plans)
         kept = int(options.activation_fraction * conventional)
-    return least_time(plans, peak=options.memory, kept=kept, outside=outside)  # type: ignore[arg-type]
+    return least_time(plans, options.budget, peak=options.memory, kept=kept, outside=outside)  # type: ignore[arg-type]
 
 
 def foresee(graph: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Foresight:
@@ -147,6 +148,8 @@ class _FakeRun(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, own: Iterable[Tensor]) -> None:
         super().__init__(graph)
+        # Errors are ours, and name the node themselves.
+        self.extra_traceback = False
         self.regions: list[Foreseen] = []
         self.saved: dict[int, int] = {}
         self.at = ""

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import RegionError
+from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.options import PlanOptions
+from bwsk_fx.planning.plan import Plan
 from bwsk_fx.planning.program import Program
 from bwsk_fx.planning.prospect import Prospect, survey
 from bwsk_fx.signature import Settings, frozen, structure_of
@@ -148,6 +150,10 @@ class ReversibleRegion(nn.Module):
         """Run `program` for a kind of input from now on."""
         self._programs.chosen[self.name, kind] = program
 
+    def plans(self) -> list[Plan]:
+        """Return the plan of every kind of input that the region has met."""
+        return [program.plan for (name, _), program in self._programs.chosen.items() if name == self.name]
+
     def _program(self, inputs: _Inputs) -> Program:
         kind = self._kind(inputs)
         if (self.name, kind) not in self._programs.chosen:
@@ -156,10 +162,12 @@ class ReversibleRegion(nn.Module):
 
     def _by_itself(self, prospect: Prospect) -> Program:
         """Plan without knowing the other regions, as is right where they do not share a bound."""
+        if self.options.plan is not None:
+            return prospect.from_file(self.options.plan, self.name)
         if not self.options.bounds_memory:
             return prospect.within_budget()
         warnings.warn(
-            f"region {self.name} met a kind of input that was not foreseen when the memory was shared out among regions "
+            f"region {self.name} met a kind of input that was not foreseen when memory was shared out among regions "
             "(a module's settings have changed, or it is called by itself): it keeps as little as it can",
             stacklevel=2,
         )
@@ -248,7 +256,7 @@ class _RegionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, name: str, *primals: Tensor) -> tuple[Tensor, ...]:
         with private.without_autocast():
-            outputs, kept = program.forward(*primals)
+            outputs, kept = run(program.forward, *primals)
         ctx.program, ctx.name = program, name
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, *(primals[index] for index in program.static))
@@ -272,7 +280,7 @@ class _RegionFunction(torch.autograd.Function):
         residuals += (layout.applied_to(tangent) for layout, tangent in zip(program.tangents, tangents, strict=True))
         del gradients, tangents
         with private.without_autocast():
-            found = program.backward(residuals)
+            found = run(program.backward, residuals)
         # Eager execution leaves a parameter alone that no used output depends on; optimizers tell None from zero.
         reads = zip(found, program.reads, strict=True)
         return None, None, *(None if read and read.isdisjoint(present) else gradient for gradient, read in reads)

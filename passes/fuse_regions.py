@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from bwsk_fx.errors import RegionError
-from bwsk_fx.graphs import with_graph
+from bwsk_fx.graphs import before_each_call, with_graph
 from bwsk_fx.passes.find_regions import REGION, FindRegions
 from bwsk_fx.passes.pipeline import Pass, PassPipeline, PassResult
 from bwsk_fx.passes.type_nodes import TypeNodes
@@ -79,7 +79,7 @@ class _Fusion:
         self._drop_unread_attributes()
         result = with_graph(self._original, self._graph, {CONTAINER: self._container})
         if not self._options.is_local:
-            result.register_forward_pre_hook(Planner(self._options), with_kwargs=True)
+            before_each_call(result, Planner(self._options))
         return result
 
     def _add_region(self, name: str) -> None:

@@ -242,6 +242,14 @@ def test_a_copy_is_its_own_model():
     assert not {id(parameter) for parameter in twin.parameters()} & {id(parameter) for parameter in model.parameters()}
 
 
+def test_a_copy_refuses_what_the_graph_refuses():
+    twin = copy.deepcopy(copy.deepcopy(bwsk_fx.capture(_vit(attn_implementation="eager", **DROPOUT), _batch(2))))
+    twin.eval()
+    assert len(twin._forward_pre_hooks) == 1
+    with pytest.raises(CaptureError, match="captured in train mode"):
+        twin(**_batch(2))
+
+
 # -- other models -------------------------------------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ def test_the_choices_are_the_librarys():
     from bwsk_fx import cli
     from bwsk_fx.passes.find_regions import GRANULARITIES
     from bwsk_fx.passes.type_nodes import RULESETS
-    from bwsk_fx.planning.plan import FAITHS
+    from bwsk_fx.planning.options import FAITHS
 
     assert set(cli.Ruleset) == set(RULESETS)
     assert set(cli.Faith) == set(FAITHS)

@@ -734,7 +734,10 @@ def test_parameter_hooks_run(fused, x):
 
 def test_a_failing_build_leaves_the_model_as_it_was(fused, x, train_step, assert_same_bits):
     weights = list(fused.parameters())
-    with patch("bwsk_fx.planning.prospect.solve", side_effect=PlanError("none")), pytest.raises(PlanError, match="none"):
+    with (
+        patch("bwsk_fx.planning.prospect.solve", side_effect=PlanError("none")),
+        pytest.raises(PlanError, match="none"),
+    ):
         fused(x)
     assert all(before is after for before, after in zip(weights, fused.parameters(), strict=True))
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")

@@ -6,6 +6,7 @@ function without one fails `test_private_function[its name]`.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -202,6 +203,19 @@ def shares_storage():
     x = torch.ones(2, 3)
     assert private.shares_storage(x, x[0])
     assert not private.shares_storage(x, x.clone())
+
+
+@check
+def storage_key():
+    x = torch.ones(2, 3)
+    assert private.storage_key(x) == private.storage_key(x[0]) != private.storage_key(x.clone())
+
+
+@check
+def after_deepcopy():
+    graph_module = torch.fx.symbolic_trace(torch.nn.Identity())
+    private.after_deepcopy(graph_module).append(lambda twin: twin.meta.update(copied=True))
+    assert copy.deepcopy(graph_module).meta == {"copied": True} and not graph_module.meta
 
 
 @check

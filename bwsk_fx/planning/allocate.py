@@ -11,7 +11,8 @@ Choosing one plan per region is a multiple-choice knapsack with P as one more va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -23,7 +24,7 @@ from bwsk_fx.planning.highs import Row, constraint, minimize
 from bwsk_fx.planning.options import show_bytes
 from bwsk_fx.planning.plan import Plan
 
-_RELATIVE_GAP = 1e-3
+_RELATIVE_GAP = 1e-4
 _SECONDS_LIMIT = 10.0
 # What decides between plans of one peak: a hundredth of the kept bytes, then a thousandth of the time.
 _KEPT_WEIGHT, _TIME_WEIGHT = 1e-2, 1e-3
@@ -53,6 +54,16 @@ class Totals:
     conventional_seconds: float
     conventional_bytes: int
 
+    @property
+    def overhead(self) -> float:
+        """Modelled time beyond eager execution's, as a fraction of it."""
+        return self.planned_seconds / self.conventional_seconds - 1.0 if self.conventional_seconds else 0.0
+
+    def __str__(self) -> str:
+        """Compare with eager execution, in a few words."""
+        share = self.kept_bytes / self.conventional_bytes if self.conventional_bytes else 1.0
+        return f"{share:.0%} of eager's, modelled time {self.overhead:+.1%}, peak {show_bytes(self.peak_bytes)}"
+
     @classmethod
     def of(cls, plans: Sequence[Plan], outside: int = 0) -> Totals:
         """Add up one plan per region, in the order of execution; `outside` bytes are kept between regions."""
@@ -74,6 +85,17 @@ class Totals:
         )
 
 
+def fewest_kept(choices: Choices, budget: float) -> list[int]:
+    """Return, per region, which plan keeps the fewest bytes; with a budget of 0, of those that run no product again."""
+    return [
+        min(
+            (index for index, plan in enumerate(plans) if budget > 0.0 or plan.intensive_seconds == 0.0),
+            key=lambda index: plans[index].kept_bytes,
+        )
+        for plans in choices
+    ]
+
+
 def least_memory(choices: Choices, budget: float, outside: int = 0) -> list[int]:
     """Return, per region, which plan makes the peak smallest within a budget of time.
 
@@ -83,41 +105,45 @@ def least_memory(choices: Choices, budget: float, outside: int = 0) -> list[int]
             take more than a small budget: it is allowed what it takes where no product runs again.
         outside: Bytes that are kept between regions whatever they do.
     """
-    step = sum(plans[0].conventional_seconds for plans in choices)
-    cheap = sum(
-        min((plan for plan in plans if plan.intensive_seconds == 0.0), key=lambda plan: plan.kept_bytes).extra_seconds
-        for plans in choices
-    )
     program = _Knapsack(choices, outside)
-    program.limit("extra_seconds", max(budget * step, cheap))
-    program.limit("intensive_seconds", budget * step)
+    program.limit_time(budget)
     program.minimize_peak()
     return program.solve(f"a budget of {budget:g}")
 
 
-def least_time(choices: Choices, *, peak: int | None = None, kept: int | None = None, outside: int = 0) -> list[int]:
+def least_time(
+    choices: Choices, budget: float = math.inf, *, peak: int | None = None, kept: int | None = None, outside: int = 0
+) -> list[int]:
     """Return, per region, which plan takes the least time within a bound on the peak or on the kept bytes.
+
+    Args:
+        choices: Each region's plans, in the order of execution.
+        budget: The most extra time, as for `least_memory`.
+        peak: Bytes that may be held at a time.
+        kept: Bytes that may be kept for the backward pass.
+        outside: Bytes that are kept between regions whatever they do.
 
     Raises:
         PlanError: No choice fits; the message says how many bytes the smallest needs.
     """
     program = _Knapsack(choices, outside)
+    program.limit_time(budget)
     if peak is not None:
         program.limit_peak(peak)
     if kept is not None:
         program.limit("kept_bytes", kept - outside)
     program.minimize_time()
-    return program.solve(f"{show_bytes(peak or kept or 0)}", least=lambda: _needs(choices, outside, peak is not None))
-
-
-def _needs(choices: Choices, outside: int, is_peak: bool) -> str:
-    if not is_peak:
-        return show_bytes(outside + sum(min(plan.kept_bytes for plan in plans) for plans in choices))
-    program = _Knapsack(choices, outside)
-    program.minimize_peak()
-    found = program.solve("any memory")
-    smallest = [plans[index] for plans, index in zip(choices, found, strict=True)]
-    return show_bytes(Totals.of(smallest, outside).peak_bytes)
+    try:
+        return program.solve(show_bytes(peak or kept or 0))
+    except PlanError as error:
+        smallest = _Knapsack(choices, outside)
+        smallest.limit_time(budget)
+        smallest.minimize_peak() if kept is None else smallest.minimize_kept()
+        found = smallest.solve(f"a budget of {budget:g}")
+        totals = Totals.of([plans[index] for plans, index in zip(choices, found, strict=True)], outside)
+        needed = show_bytes(totals.peak_bytes if kept is None else totals.kept_bytes)
+        within = "" if math.isinf(budget) else f" within a budget of {budget:g}"
+        raise PlanError(f"{error}: a training step{within} needs at least {needed}") from None
 
 
 class _Knapsack:
@@ -144,6 +170,15 @@ class _Knapsack:
         scale = self._scale if figure.endswith("bytes") else self._step
         self._rows.append((self._sum(figure, scale), -np.inf, most / scale))
 
+    def limit_time(self, budget: float) -> None:
+        """Let the extra time be at most this fraction of the conventional step."""
+        if math.isinf(budget):
+            return
+        cheap = fewest_kept(self._choices, 0.0)
+        least = sum(plans[index].extra_seconds for plans, index in zip(self._choices, cheap, strict=True))
+        self.limit("extra_seconds", max(budget * self._step, least))
+        self.limit("intensive_seconds", budget * self._step)
+
     def limit_peak(self, most: int) -> None:
         """Let the step hold at most this many bytes."""
         self._upper[self._peak] = most / self._scale
@@ -154,16 +189,20 @@ class _Knapsack:
         self._weigh("kept_bytes", _KEPT_WEIGHT / self._scale)
         self._weigh("extra_seconds", _KEPT_WEIGHT * _TIME_WEIGHT / self._step)
 
+    def minimize_kept(self) -> None:
+        """Look for the fewest kept bytes."""
+        self._weigh("kept_bytes", 1.0 / self._scale)
+
     def minimize_time(self) -> None:
         """Look for the least time; of equal ones, for the smallest peak."""
         self._weigh("extra_seconds", 1.0 / self._step)
         self._objective[self._peak] = _TIME_WEIGHT
 
-    def solve(self, bound: str, least: Callable[[], str] | None = None) -> list[int]:
+    def solve(self, bound: str) -> list[int]:
         """Return the chosen plan of each region.
 
         Raises:
-            PlanError: No choice is within `bound`; `least` says what is needed.
+            PlanError: No choice is within `bound`.
         """
         integrality = np.ones(self._peak + 1)
         integrality[self._peak] = 0
@@ -176,8 +215,8 @@ class _Knapsack:
             time_limit=_SECONDS_LIMIT,
         )
         if outcome.solution is None:
-            needs = f"; the smallest plan needs at least {least()}" if outcome.infeasible and least else ""
-            raise PlanError(f"no choice of plans stays within {bound} ({outcome.message}){needs}")
+            why = "" if outcome.infeasible else f" was found ({outcome.message})"
+            raise PlanError(f"no choice of plans within {bound}{why}")
         parts = (outcome.solution[start:end] for start, end in zip(self._starts, self._starts[1:], strict=False))
         return [int(np.argmax(part)) for part in parts]
 

@@ -8,7 +8,7 @@ from itertools import count
 
 from torch import fx
 
-from bwsk_fx.planning.derivations import Derivation
+from bwsk_fx.planning.derivations import Derivation, Kind
 from bwsk_fx.planning.integer_program import Limits, Problem
 from bwsk_fx.planning.joint import nbytes
 
@@ -70,10 +70,15 @@ class _Ways:
                 chosen[cls] = way
             for one in self._readers.get(cls, ()):
                 missing[id(one)] -= 1
-                if not missing[id(one)]:
+                if not missing[id(one)] and self._stays_near(one, kept, chosen):
                     total = one.seconds + sum(cost[tail] for tail in self._problem.tails(one))
                     heapq.heappush(heap, (total, next(serial), self._problem.head(one), one))  # type: ignore[misc]
         return chosen
+
+    def _stays_near(self, one: Derivation, kept: set[fx.Node], chosen: dict[fx.Node, Derivation]) -> bool:
+        """Whether what a derivation reads of earlier blocks is kept, or inverted."""
+        back = (tail for tail in self._problem.tails(one) if self._problem.reaches_back(one, tail))
+        return all(tail in kept or chosen[tail].kind is Kind.INVERT for tail in back)
 
     def _used(self, kept: set[fx.Node], chosen: dict[fx.Node, Derivation]) -> list[Derivation] | None:
         used: dict[fx.Node, Derivation] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy.sparse import coo_array
 # A row of a program: the factor of each variable, and the least and the most that their sum may be.
 Row = tuple[dict[int, float], float, float]
 
-# How often the waiting thread looks whether Ctrl-C was pressed, seconds.
+# How often the waiting thread wakes up, seconds: a signal that another thread receives does not wake it.
 _PATIENCE = 0.1
 _INFEASIBLE = 2
 
@@ -66,19 +67,21 @@ def minimize(
         relative_gap: HiGHS stops when it has proved that its solution is this close to the best.
         time_limit: Seconds after which it returns what it has.
     """
-    found: list[Any] = []
+    found: Future[Any] = Future()
     options = {"mip_rel_gap": relative_gap, "time_limit": time_limit}
 
     def run() -> None:
-        found.append(milp(objective, integrality=integrality, bounds=bounds, constraints=constraints, options=options))
+        try:
+            found.set_result(
+                milp(objective, integrality=integrality, bounds=bounds, constraints=constraints, options=options)
+            )
+        except Exception as error:
+            found.set_exception(error)
 
-    thread = threading.Thread(target=run, name="highs", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_PATIENCE)
-    if not found:
-        raise RuntimeError("HiGHS ended without a result")
-    result = found[0]
+    threading.Thread(target=run, name="highs", daemon=True).start()
+    while not found.done():
+        wait([found], _PATIENCE)
+    result = found.result()
     bound = getattr(result, "mip_dual_bound", None)
     finite = bound is not None and np.isfinite(bound)
     return Outcome(result.x, float(bound) if finite else -np.inf, result.status == _INFEASIBLE, str(result.message))

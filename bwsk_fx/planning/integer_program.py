@@ -6,7 +6,7 @@ a circle (Miller, Tucker, Zemlin 1960).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint
 from torch import fx
 
-from bwsk_fx.planning.derivations import Derivation, Hypergraph, keepable
+from bwsk_fx.planning.derivations import Derivation, Hypergraph, Kind, keepable
 from bwsk_fx.planning.highs import Row, constraint
 from bwsk_fx.planning.joint import JointGraph, is_constant, nbytes
 
@@ -41,19 +41,21 @@ class Problem:
 
     Attributes:
         classes: Each class of values that are views of each other, by its first value, in graph order.
-        needs: The classes that the backward pass reads.
+        needs: The classes that the backward pass reads and that are not given.
         given: Those that are at hand anyway: parameters, buffers and numbers.
         derivations: The ways from class to class that may be of use.
         hypergraph: Where they come from.
         step: Modelled seconds of the conventional step.
+        stages: The number of the repeated block that a class belongs to, or comes after.
     """
 
     classes: tuple[fx.Node, ...]
-    needs: frozenset[fx.Node]
+    needs: tuple[fx.Node, ...]
     given: frozenset[fx.Node]
     derivations: tuple[Derivation, ...]
     hypergraph: Hypergraph
     step: float
+    stages: Mapping[fx.Node, int]
 
     @classmethod
     def of(cls, joint: JointGraph, hypergraph: Hypergraph, step: float) -> Problem:
@@ -62,9 +64,10 @@ class Problem:
         classes = tuple(dict.fromkeys(class_of.values()))
         given = {class_of[primal] for primal in joint.static_primals}
         given |= {value for value in classes if is_constant(value)}
-        needs = frozenset(class_of[node] for node in joint.needed())
+        needed = dict.fromkeys(class_of[node] for node in joint.needed())
+        needs = tuple(cls for cls in needed if cls not in given)
         useful = _useful(hypergraph.derivations, class_of, given)
-        return cls(classes, needs, frozenset(given), tuple(useful), hypergraph, step)
+        return cls(classes, needs, frozenset(given), tuple(useful), hypergraph, step, _stages(classes))
 
     def can_keep(self, value: fx.Node) -> bool:
         """Whether a class can be kept, and is not there without."""
@@ -78,9 +81,33 @@ class Problem:
         """Return the class that a derivation gives."""
         return self.hypergraph.class_of[one.head]
 
-    def tails(self, one: Derivation) -> set[fx.Node]:
-        """Return the classes that a derivation reads, given ones left out."""
-        return {self.hypergraph.class_of[tail] for tail in one.tails} - self.given
+    def tails(self, one: Derivation) -> list[fx.Node]:
+        """Return the classes that a derivation reads, each once, given ones left out."""
+        distinct = dict.fromkeys(self.hypergraph.class_of[tail] for tail in one.tails)
+        return [tail for tail in distinct if tail not in self.given]
+
+    def reaches_back(self, one: Derivation, tail: fx.Node) -> bool:
+        """Whether a derivation recomputes a value from one of an earlier block."""
+        return one.kind is Kind.RECOMPUTE and self.stages[tail] < self.stages[self.head(one)]
+
+
+def _stages(classes: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    """Number the blocks in the order in which they first appear; what is outside any stays where it was reached."""
+    blocks: dict[str, int] = {}
+    stages: dict[fx.Node, int] = {}
+    for value in classes:
+        block = _block_of(value)
+        before = max((stages.get(operand, 0) for operand in value.all_input_nodes), default=0)
+        stages[value] = before if block is None else blocks.setdefault(block, len(blocks) + 1)
+    return stages
+
+
+def _block_of(value: fx.Node) -> str | None:
+    """Return the path of the outermost numbered module around a value that is no single operator of PyTorch's."""
+    for path, (_, kind) in (value.meta.get("nn_module_stack") or {}).items():
+        if path.rpartition(".")[2].isdecimal() and not kind.__module__.startswith("torch.nn"):
+            return path
+    return None
 
 
 def _useful(
@@ -117,6 +144,7 @@ class IntegerProgram:
         self._weigh()
         self._require_what_is_needed()
         self._forbid_circles()
+        self._bound_transients()
         self._limit(limits)
 
     @property
@@ -164,8 +192,24 @@ class IntegerProgram:
             if cls not in problem.given:
                 terms = {self._available[cls]: 1.0, self._keep[cls]: -1.0} | dict.fromkeys(ways[cls], -1.0)
                 self._rows.append((terms, -np.inf, 0.0))
-        for cls in problem.needs - problem.given:
+        for cls in problem.needs:
             self._rows.append(({self._available[cls]: 1.0}, 1.0, 1.0))
+
+    def _bound_transients(self) -> None:
+        """Let a block be recomputed only from what is kept, or inverted, of the blocks before it.
+
+        Otherwise the fewest bytes are kept by running the whole model again, with every block's values alive at once.
+        """
+        problem = self._problem
+        inverted: dict[fx.Node, list[int]] = {}
+        for one, use in zip(problem.derivations, self._use, strict=True):
+            if one.kind is Kind.INVERT:
+                inverted.setdefault(problem.head(one), []).append(use)
+        for one, use in zip(problem.derivations, self._use, strict=True):
+            for tail in problem.tails(one):
+                if problem.reaches_back(one, tail):
+                    ways = dict.fromkeys(inverted.get(tail, ()), -1.0)
+                    self._rows.append(({use: 1.0, self._keep[tail]: -1.0} | ways, -np.inf, 0.0))
 
     def _limit(self, limits: Limits) -> None:
         # In units of the step, so that HiGHS' absolute tolerance cannot let a product through.

@@ -12,8 +12,9 @@ from bwsk_fx.planning.joint import base_of, nbytes
 def peak_bytes(graph: fx.Graph, uncounted: Collection[fx.Node] = ()) -> int:
     """Return the most bytes alive at one time while `graph` runs as generated code, which frees after the last use.
 
-    Counted: every tensor that a node makes or takes from the caller, from there to the last use of it or of a view of
-    it; what the graph returns lives to the end. Not counted: work space inside an operator.
+    Counted: every tensor that a node makes or takes out of a list, from there to the last use of it or of a view of it;
+    what the graph returns lives to the end, and so do its inputs, which the caller holds. Not counted: work space
+    inside an operator.
 
     Args:
         graph: Nodes with recorded values.
@@ -35,7 +36,6 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Return, for every node that is no view, the last node that reads it or a view of it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        last[base_of(node)] = node
-        for operand in node.all_input_nodes:
-            last[base_of(operand)] = node
-    return last
+        for value in (node, *node.all_input_nodes):
+            last[base_of(value)] = node
+    return last | dict.fromkeys(graph.find_nodes(op="placeholder"), graph.output_node())

@@ -100,7 +100,7 @@ class PlanOptions:
     @property
     def is_local(self) -> bool:
         """Whether regions can be planned one by one: what one of them takes leaves the others as much as before."""
-        return not self.bounds_memory and self.budget in (0.0, math.inf)
+        return self.plan is not None or (not self.bounds_memory and self.budget in (0.0, math.inf))
 
 
 # `balanced` spends what a step of a transformer hardly shows.

@@ -60,6 +60,7 @@ class Plan:
         gradient_bytes: Size of the gradients of parameters that the backward pass leaves behind.
         gap: How much smaller the objective of the best plan may be, as a fraction; what the solver proved.
         solver: `highs`, `greedy` where HiGHS found nothing better in time, or `file`.
+        fingerprint: Tells the region's operators, shapes and dtypes, and the ways to its values, from any others.
     """
 
     values: tuple[PlannedValue, ...]
@@ -74,6 +75,7 @@ class Plan:
     gradient_bytes: int
     gap: float
     solver: str
+    fingerprint: str
 
     @property
     def overhead(self) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from bwsk_fx.planning.calibration import cost_model
 from bwsk_fx.planning.cost import CostModel
@@ -18,6 +20,7 @@ from bwsk_fx.planning.partition import Partition, partition
 from bwsk_fx.planning.plan import Plan, rows
 from bwsk_fx.planning.program import Layout, Program
 from bwsk_fx.planning.solve import Solution, solve
+from bwsk_fx.planning.stored import read_plans
 from bwsk_fx.planning.trace import Outputs, Traced, trace
 
 # Between the least time and the least bytes, this many limits on time are tried.
@@ -38,7 +41,7 @@ class Prospect:
     def __init__(self, region: str, options: PlanOptions, traced: Traced, costs: CostModel) -> None:
         self.region, self.options, self.traced, self.costs = region, options, traced, costs
         joint = traced.joint
-        self.conventional_seconds = sum(costs.seconds(node) for node in joint.conventional.nodes)
+        self.conventional_seconds = math.fsum(costs.seconds(node) for node in joint.conventional.nodes)
         hypergraph = derive(joint, costs, exact=options.faith == "exact", invert=options.inverses)
         self.problem = Problem.of(joint, hypergraph, self.conventional_seconds)
         self._programs: dict[Solution, Program] = {}
@@ -54,19 +57,31 @@ class Prospect:
         return self.solve(Limits(products=0.0))
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Tells the traced graph, and the ways to its values, from any others."""
+        ways = sorted(f"{one.head.name} {one.rule} {one.tails}" for one in self.problem.derivations)
+        text = "\n".join([*map(_line, self.traced.joint.graph.nodes), *ways])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @cached_property
     def candidates(self) -> tuple[Program, ...]:
-        """Programs from the least time to the fewest bytes kept, each of which keeps less than the one before."""
+        """Programs from the least time to the fewest bytes kept, none of which another beats in every figure."""
         marks = {0.0, self.no_product_twice.extra_seconds, self.least_bytes.extra_seconds}
         most = max(marks)
         marks |= {most * step / _STEPS for step in range(1, _STEPS)}
         found = [self.least_bytes, self.no_product_twice]
         found += [self.solve(Limits(extra=mark)) for mark in marks]
-        found.sort(key=lambda one: (one.extra_seconds, one.kept_bytes))
-        best: list[Solution] = []
-        for one in found:
-            if not best or one.kept_bytes < best[-1].kept_bytes:
-                best.append(one)
+        figures = {_figures(one): one for one in found}
+        best = (one for mine, one in sorted(figures.items()) if not any(_beats(other, mine) for other in figures))
         return tuple(map(self.program, best))
+
+    def from_file(self, path: str, region: str) -> Program:
+        """Return the program that a file of plans has for a region; equal regions share a prospect, and no plan.
+
+        Raises:
+            PlanError: The file cannot be read, or has none.
+        """
+        return self.program(read_plans(path).solution(region, self.fingerprint, self.problem))
 
     def within_budget(self) -> Program:
         """Return the program with the fewest bytes kept within the budget, for this region by itself."""
@@ -112,14 +127,29 @@ class Prospect:
             joint.conventional_bytes(),
             solution.extra_seconds,
             solution.intensive_seconds,
-            sum(self.costs.seconds(node) for node in written),
+            math.fsum(self.costs.seconds(node) for node in written),
             self.conventional_seconds,
             parts.forward_peak,
             parts.backward_peak,
             sum(map(nbytes, own)),
             solution.gap,
             solution.solver,
+            self.fingerprint,
         )
+
+
+def _figures(solution: Solution) -> tuple[float, ...]:
+    return solution.extra_seconds, solution.kept_bytes, solution.intensive_seconds
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _line(node: fx.Node) -> str:
+    tensors = (leaf for leaf in tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor))
+    layouts = [(tuple(value.shape), value.stride(), str(value.dtype), value.device.type) for value in tensors]
+    return f"{node.name} {node.op} {node.target} {node.args} {node.kwargs} {layouts}"
 
 
 def survey(

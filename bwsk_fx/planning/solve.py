@@ -92,14 +92,14 @@ def _gap(program: IntegerProgram, bound: float, kept: Iterable[fx.Node], used: I
 
 def _solution(problem: Problem, kept: set[fx.Node], chosen: Iterable[Derivation], gap: float, solver: str) -> Solution:
     used = _reachable(problem, chosen, kept)
-    read = {tail for one in used for tail in problem.tails(one)} | problem.needs
+    read = {tail for one in used for tail in problem.tails(one)}.union(problem.needs)
     in_order = tuple(cls for cls in problem.classes if cls in kept and cls in read)
     return Solution(
         in_order,
         tuple(used),
         sum(map(nbytes, in_order)),
-        sum(one.seconds for one in used) + sum(map(problem.keep_seconds, in_order)),
-        sum(one.seconds for one in used if one.intensive),
+        math.fsum([*(one.seconds for one in used), *map(problem.keep_seconds, in_order)]),
+        math.fsum(one.seconds for one in used if one.intensive),
         gap,
         solver,
     )

@@ -12,7 +12,10 @@ from torch import nn
 
 from bwsk_fx.errors import RegionError
 from bwsk_fx.modes import applied
+from bwsk_fx.planning.allocate import Totals
+from bwsk_fx.planning.options import show_bytes
 from bwsk_fx.planning.plan import Plan, PlannedValue
+from bwsk_fx.planning.stored import write_plans
 from bwsk_fx.report.render import as_text
 from bwsk_fx.reversible import ReversibleRegion
 
@@ -39,9 +42,14 @@ class SavedReport:
     regions: tuple[RegionPlan, ...]
 
     @property
+    def totals(self) -> Totals:
+        """What all regions take in a step, as modelled."""
+        return Totals.of([entry.plan for entry in self.regions])
+
+    @property
     def kept_bytes(self) -> int:
         """Bytes that all regions save in a step, parameters excluded."""
-        return sum(entry.plan.kept_bytes for entry in self.regions)
+        return self.totals.kept_bytes
 
     def rows(self) -> Iterator[tuple[str, PlannedValue]]:
         """Yield each kept value with the region that keeps it."""
@@ -51,20 +59,20 @@ class SavedReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-compatible data."""
-        return {"kept_bytes": self.kept_bytes, **asdict(self)}
+        return {**asdict(self.totals), **asdict(self)}
 
     def __rich__(self) -> Table:
         """Return a table; neighbours that follow one plan share their rows."""
         from rich import box
         from rich.table import Table
 
-        title = f"kept for the backward pass: {_size(self.kept_bytes)}"
+        title = f"kept for the backward pass: {show_bytes(self.kept_bytes)} ({self.totals})"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for heading in ("node", "operator", "shape", "dtype", "size", "source", "needed by"):
             table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
         for name, count, plan in _shared(self.regions):
             times = f" × {count}" if count > 1 else ""
-            table.add_row(f"[b]{name}[/b]{times}", "", "", "", f"[b]{_size(plan.kept_bytes)}[/b]{times}")
+            table.add_row(f"[b]{name}[/b]{times}", "", "", "", f"[b]{show_bytes(plan.kept_bytes)}[/b]{times}")
             for value in plan.kept:
                 table.add_row(*_cells(value, name))
         return table
@@ -84,15 +92,36 @@ def explain_saved(model: nn.Module) -> SavedReport:
     Raises:
         RegionError: The model has no regions, or has not run yet.
     """
+    plans = (RegionPlan(region.name, region.program.plan) for region in _regions(model) if region.program)
+    return SavedReport(tuple(plans))
+
+
+def save_plan(model: nn.Module, path: str | Path) -> None:
+    """Write the plans of a rewritten model to a JSON file, for `fuse_regions` or `apply` to follow with `plan=path`.
+
+    The file has a plan for every region and every kind of input (shapes, dtypes, autocast) that it has met. It is
+    written under a temporary name and renamed.
+
+    Args:
+        model: As for `explain_saved`.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        RegionError: The model has no regions, or has not run yet.
+    """
+    write_plans(path, [(region.name, plan) for region in _regions(model) for plan in region.plans()])
+
+
+def _regions(model: nn.Module) -> list[ReversibleRegion]:
+    """Return the regions of a model that have run."""
     state = applied(model)
     graph = state.rewritten if state else model
     regions = [] if graph is None else [module for module in graph.modules() if isinstance(module, ReversibleRegion)]
     if not regions and not (state and state.mode == "reversible"):
         raise RegionError("this model has no reversible regions: rewrite it with fuse_regions or apply first")
-    plans = tuple(RegionPlan(region.name, region.program.plan) for region in regions if region.program)
-    if not plans:
+    if not any(region.program for region in regions):
         raise RegionError("no region has run yet: plans are made in the first training step; run one, then ask again")
-    return SavedReport(plans)
+    return regions
 
 
 def _shared(regions: Sequence[RegionPlan]) -> Iterator[tuple[str, int, Plan]]:
@@ -105,10 +134,4 @@ def _shared(regions: Sequence[RegionPlan]) -> Iterator[tuple[str, int, Plan]]:
 def _cells(value: PlannedValue, region: str) -> tuple[str, ...]:
     shape = "×".join(map(str, value.shape)) or "scalar"
     node = value.node.removeprefix(f"{region}_")
-    return f"  {node}", value.operator, shape, value.dtype, _size(value.bytes), Path(value.source).name, value.rule
-
-
-def _size(count: int) -> str:
-    if count < 2**10:
-        return f"{count} B"
-    return f"{count / 2**20:.2f} MiB" if count >= 2**17 else f"{count / 2**10:.1f} KiB"
+    return f"  {node}", value.operator, shape, value.dtype, show_bytes(value.bytes), Path(value.source).name, value.rule

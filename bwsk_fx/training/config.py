@@ -86,7 +86,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class ReversibleOptions:
     """Options of `bwsk_fx.apply` that only the reversible mode reads."""
 
     budget: float = 0.0
@@ -119,7 +119,7 @@ class RunConfig:
     model: str | None = None
     experiments: tuple[Experiment, ...] = tuple(Experiment)
     modes: tuple[Mode, ...] = tuple(Mode)
-    plan: PlanOptions = PlanOptions()
+    plan: ReversibleOptions = ReversibleOptions()
     epochs: int | None = None
     batch_size: int | None = None
     seed: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import bwsk_fx
 from bwsk_fx.errors import TrainingError
-from bwsk_fx.training.config import Mode, PlanOptions
+from bwsk_fx.training.config import Mode, ReversibleOptions
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Ratios:
 NO_GRAPH = Ratios(0.0, 0.0)
 
 
-def put_into(model: Any, mode: Mode, plan: PlanOptions) -> None:
+def put_into(model: Any, mode: Mode, plan: ReversibleOptions) -> None:
     """Puts a model into a mode; the conventional one leaves it exactly as transformers made it."""
     if mode is Mode.CONVENTIONAL:
         return

@@ -7,8 +7,8 @@ from bwsk_fx.errors import TrainingError
 from bwsk_fx.training.config import (
     Experiment,
     Mode,
-    PlanOptions,
     Precision,
+    ReversibleOptions,
     RunConfig,
     Variant,
     published,
@@ -45,11 +45,11 @@ def test_overrides_reach_both_experiments_and_the_pretraining():
 
 
 def test_only_the_reversible_mode_depends_on_the_plan():
-    def identities(plan: PlanOptions) -> list[dict]:
+    def identities(plan: ReversibleOptions) -> list[dict]:
         config = RunConfig(OUT, plan=plan)
         return [config.identity(Variant(Experiment.SCRATCH, mode), Precision.FP32) for mode in Mode]
 
-    eager, other = identities(PlanOptions()), identities(PlanOptions(budget=0.25))
+    eager, other = identities(ReversibleOptions()), identities(ReversibleOptions(budget=0.25))
     assert eager[:2] == other[:2]
     assert (eager[2]["budget"], other[2]["budget"]) == (0.0, 0.25)
 
@@ -68,7 +68,7 @@ def test_identity_names_no_folder_of_this_machine(tmp_path):
     [
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"batch_size": -1}, "--batch-size must be at least 1"),
-        ({"plan": PlanOptions(budget=-0.1)}, "--budget must be at least 0"),
+        ({"plan": ReversibleOptions(budget=-0.1)}, "--budget must be at least 0"),
         ({"modes": ()}, "nothing to train"),
     ],
 )

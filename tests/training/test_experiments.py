@@ -8,7 +8,7 @@ import torch
 
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.training import experiments, models, modes
-from bwsk_fx.training.config import Experiment, Mode, PlanOptions, Precision
+from bwsk_fx.training.config import Experiment, Mode, Precision, ReversibleOptions
 from bwsk_fx.training.experiments import resolve_precision, train
 
 FOLDERS = [
@@ -153,7 +153,7 @@ def test_another_configuration_needs_another_folder_or_overwrite(make_tiny, tmp_
 def test_the_plan_only_concerns_the_reversible_variant(make_tiny, tmp_path):
     config = make_tiny(tmp_path / "out", **SCRATCH)
     train(config)
-    assert train(replace(config, plan=PlanOptions(budget=0.25))).trained == ()
+    assert train(replace(config, plan=ReversibleOptions(budget=0.25))).trained == ()
 
 
 def test_a_failing_variant_leaves_the_finished_ones_only(make_tiny, tmp_path, monkeypatch):

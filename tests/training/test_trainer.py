@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bwsk_fx.training import models
-from bwsk_fx.training.config import Experiment, Mode, PlanOptions, Precision, Recipe, RunConfig
+from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, ReversibleOptions, RunConfig
 from bwsk_fx.training.data import as_tensors, load_splits
 from bwsk_fx.training.modes import put_into, require_effect
 from bwsk_fx.training.progress import SilentBar
@@ -14,7 +14,7 @@ from bwsk_fx.training.quiet import quiet
 from bwsk_fx.training.trainer import Outcome, Task, _KeepBest, run, set_seed
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=1, batch_size=8, patience=3, max_grad_norm=1.0)
-PLAN = PlanOptions()
+PLAN = ReversibleOptions()
 _KEEP_BEST = _KeepBest.on_evaluate
 
 
@@ -25,7 +25,7 @@ def splits():
     return loaded.labels, [as_tensors(part, processor) for part in parts]
 
 
-def _train(splits, recipe: Recipe = RECIPE, mode: Mode = Mode.CONVENTIONAL, plan: PlanOptions = PLAN):
+def _train(splits, recipe: Recipe = RECIPE, mode: Mode = Mode.CONVENTIONAL, plan: ReversibleOptions = PLAN):
     labels, parts = splits
     set_seed(0)
     model = models.from_scratch("vit-tiny-digits", labels).train()
@@ -83,7 +83,7 @@ def test_same_seed_same_losses(splits):
 
 
 @pytest.mark.parametrize(
-    ("mode", "plan"), [(Mode.ANALYZED, PlanOptions()), (Mode.REVERSIBLE, PlanOptions(faith="exact"))]
+    ("mode", "plan"), [(Mode.ANALYZED, ReversibleOptions()), (Mode.REVERSIBLE, ReversibleOptions(faith="exact"))]
 )
 def test_exact_modes_have_bit_identical_losses_for_50_steps(splits, mode, plan):
     conventional, other = _train(splits)[1], _train(splits, mode=mode, plan=plan)[1]

@@ -1,0 +1,82 @@
+"""Real layouts against traced ones: a graph's views and reductions are right for the strides that it was traced with.
+
+PyTorch's fake tensors now and then foresee other strides than the kernel returns, and a rebuilt value may lie in memory
+otherwise than the original did. A traced graph has taken decisions by strides (`contiguous()` on a tensor that is
+contiguous leaves no node), so that a tensor that lies otherwise would be read wrongly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bwsk_fx.errors import PlanError
+
+_CHECKED = "layouts_checked"
+
+
+def run(module: fx.GraphModule, *args: Any) -> Any:
+    """Run a graph module whose nodes have recorded values; in its first run, lay out as recorded what lies otherwise.
+
+    Where a tensor has other strides than recorded, a copy is added to the graph for good.
+
+    Raises:
+        PlanError: A tensor has another shape or dtype than recorded.
+    """
+    if module.meta.get(_CHECKED):
+        return module(*args)
+    run = _CheckedRun(module)
+    result = run.run(*args)
+    _add_copies(module, run.otherwise)
+    module.meta[_CHECKED] = True
+    return result
+
+
+def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return a copy of `tensor` with these strides."""
+    result = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return result.copy_(tensor)
+
+
+class _CheckedRun(fx.Interpreter):
+    """Runs a graph node by node and finds the nodes whose tensors lie otherwise than recorded."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        # Errors are ours, and name the node themselves.
+        self.extra_traceback = False
+        self.otherwise: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node and lay its tensor out as recorded."""
+        result = super().run_node(n)
+        recorded = n.meta.get("val")
+        if n.op != "call_function" or not isinstance(result, Tensor) or not isinstance(recorded, Tensor):
+            return result
+        if (result.shape, result.dtype) != (recorded.shape, recorded.dtype):
+            raise PlanError(
+                f"node {n.name} ({n.target}) gave {tuple(result.shape)} {result.dtype}, and was traced as "
+                f"{tuple(recorded.shape)} {recorded.dtype}; leave its module out with granularity='s-run'"
+            )
+        if _lies_alike(result, recorded):
+            return result
+        self.otherwise[n] = recorded.stride()
+        return laid_out(result, recorded.stride())
+
+
+def _lies_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether equal indices are equally far apart; dimensions of one index have no distance."""
+    dims = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return one.numel() == 0 or all(mine == theirs for size, mine, theirs in dims if size > 1)
+
+
+def _add_copies(module: fx.GraphModule, otherwise: dict[fx.Node, tuple[int, ...]]) -> None:
+    for node, strides in otherwise.items():
+        with module.graph.inserting_after(node):
+            copy = module.graph.call_function(laid_out, (node, strides))
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)  # type: ignore[misc]
+    if otherwise:
+        module.recompile()

@@ -1,0 +1,75 @@
+"""Tensors that lie otherwise than traced are laid out again, in the first run and for good."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+import bwsk_fx
+from bwsk_fx.errors import PlanError
+from bwsk_fx.planning.layouts import laid_out, run
+from bwsk_fx.reversible import ReversibleRegion
+
+aten = torch.ops.aten
+
+
+class SoftplusOfNorm(nn.Module):
+    """The fake kernel of softplus's gradient has its operand's strides, the real one those of the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x):
+        return F.softplus(self.norm(x.transpose(1, 2)).transpose(1, 2)).mean(1)
+
+
+def test_gradients_are_right_where_fake_strides_are_wrong(train_step, assert_same_bits):
+    torch.manual_seed(0)
+    model, x = SoftplusOfNorm(), torch.randn(2, 3, 4)
+    fused = bwsk_fx.fuse_regions(bwsk_fx.capture(model, x), faith="exact", granularity="whole")
+    expected = train_step(model, [x])
+    for _ in range(2):
+        assert_same_bits(train_step(fused, [x]), expected)
+    (region,) = (module for module in fused.modules() if isinstance(module, ReversibleRegion))
+    copies = region.program.backward.graph.find_nodes(op="call_function", target=laid_out)
+    assert [copy.args[0].target for copy in copies] == [aten.softplus_backward.default]
+
+
+def _module(recorded: torch.Tensor) -> fx.GraphModule:
+    graph = fx.Graph()
+    first = graph.call_function(aten.sin.default, (graph.placeholder("x"),))
+    first.meta["val"] = recorded
+    graph.output((first, graph.call_function(aten.cos.default, (first,))))
+    return fx.GraphModule(nn.Module(), graph)
+
+
+def test_what_lies_as_recorded_gets_no_copy():
+    module, x = _module(torch.empty(2, 3)), torch.randn(2, 3)
+    found = run(module, x)
+    assert torch.equal(found[1], x.sin().cos())
+    assert not module.graph.find_nodes(op="call_function", target=laid_out)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_lies_otherwise_is_copied_in_every_run(times):
+    module, x = _module(torch.empty(3, 2).t()), torch.randn(2, 3)
+    for _ in range(times):
+        sine, cosine = run(module, x)
+        assert (sine.stride(), cosine.stride()) == ((1, 2), (1, 2))
+        assert torch.equal(sine, x.sin()) and torch.equal(cosine, x.sin().cos())
+    assert len(module.graph.find_nodes(op="call_function", target=laid_out)) == 1
+
+
+def test_dimensions_of_one_index_lie_anywhere():
+    module = _module(torch.empty_strided((2, 1), (1, 7)))
+    run(module, torch.randn(2, 1))
+    assert not module.graph.find_nodes(op="call_function", target=laid_out)
+
+
+@pytest.mark.parametrize("recorded", [torch.empty(3, 2), torch.empty(2, 3, dtype=torch.float64)])
+def test_other_shapes_and_dtypes_are_refused(recorded):
+    with pytest.raises(
+        PlanError, match=r"node sin_default \(aten.sin.default\) gave \(2, 3\) torch.float32, and was traced as"
+    ):
+        run(_module(recorded), torch.randn(2, 3))
