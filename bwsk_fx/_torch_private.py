@@ -38,6 +38,13 @@ def without_fake_mode() -> AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has sizes and a dtype, and no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
 def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = ()) -> torch.Tensor:
     """Return the fake twin of `tensor`; equal sizes along `dynamic_dims` share one symbol."""
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext

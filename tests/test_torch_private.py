@@ -206,6 +206,12 @@ def shares_storage():
 
 
 @check
+def is_fake():
+    x = torch.ones(2)
+    assert private.is_fake(private.fake_tensor(private.fake_mode(), x)) and not private.is_fake(x)
+
+
+@check
 def storage_key():
     x = torch.ones(2, 3)
     assert private.storage_key(x) == private.storage_key(x[0]) != private.storage_key(x.clone())
@@ -222,3 +228,50 @@ def after_deepcopy():
 def operators():
     assert private.operators("_weight_norm", "_no_such_operator", "_C._nn.max_unpool2d")
     assert len(private.operators("_weight_norm", "_no_such_operator", "_C._nn.max_unpool2d")) == 2
+
+
+def _softmax_with_dropout(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    weights = torch.ops.aten._safe_softmax(x, -1)
+    mask = torch.ops.aten.bernoulli.p(torch.empty_like(weights), 0.5)
+    return (weights * (mask / 0.5)).sin(), weights, (x + 1).t().clone()
+
+
+def _traced_for_inductor() -> tuple[fx.GraphModule, list[torch.Tensor]]:
+    graph = fx.Graph()
+    graph.output(graph.call_function(_softmax_with_dropout, (graph.placeholder("x"),)))
+    with private.fake_mode():
+        inputs = [torch.empty(17, 17)]
+    return private.trace_for_inductor(fx.GraphModule(nn.Module(), graph), inputs), inputs
+
+
+@check
+def trace_for_inductor():
+    module, _ = _traced_for_inductor()
+    targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    assert all(isinstance(target, torch._ops.OpOverload) for target in targets)
+    assert torch.ops.aten._safe_softmax.default not in targets
+    assert torch.ops.aten.bernoulli.p in targets
+
+
+@check
+def compile_boxed():
+    from torch._inductor import config
+
+    with config.patch(fx_graph_cache=False):
+        compiled = private.compile_boxed(*_traced_for_inductor())
+    x = torch.randn(17, 17)
+    box = [x]
+    torch.manual_seed(0)
+    found = compiled(box)
+    assert box == []
+    torch.manual_seed(0)
+    for one, another in zip(found, _softmax_with_dropout(x), strict=True):
+        torch.testing.assert_close(one, another)
+        assert one.stride() == another.stride()
+
+
+@check
+def generated_code():
+    compiled = private.compile_boxed(*_traced_for_inductor())
+    assert "args.clear()" in private.generated_code(compiled)
+    assert private.generated_code(lambda inputs: ()) == ""

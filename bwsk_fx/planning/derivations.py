@@ -16,6 +16,7 @@ from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
 # Importing a family fills the registry of inverses.
 from bwsk_fx.rules import elementwise, normalization, random, shape  # noqa: F401
 from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, inverses_of
+from bwsk_fx.rules.replay import generator_state
 
 
 class Kind(Enum):
@@ -69,7 +70,9 @@ class Hypergraph:
     witness_seconds: dict[fx.Node, float] = field(default_factory=dict)
 
 
-def derive(joint: JointGraph, costs: CostModel, *, exact: bool, invert: bool = True) -> Hypergraph:
+def derive(
+    joint: JointGraph, costs: CostModel, *, exact: bool, invert: bool = True, compiled: bool = False
+) -> Hypergraph:
     """Enumerate the derivations of a joint graph's forward values.
 
     Witness nodes of the inverse rules are added to `joint.graph` on the way; they cost nothing unless a plan uses
@@ -79,9 +82,10 @@ def derive(joint: JointGraph, costs: CostModel, *, exact: bool, invert: bool = T
         joint: The graph to read.
         costs: Says how long each derivation takes.
         exact: Leave out every derivation that may change a bit.
+        compiled: Leave out what a compiler cannot trace.
         invert: Whether values may be rebuilt from what was made of them; views go both ways all the same.
     """
-    inverses = [one for one in _inverses(joint, costs, exact) if invert or one.seconds == 0.0]
+    inverses = [one for one in _inverses(joint, costs, exact, compiled) if invert or one.seconds == 0.0]
     values = tuple(node for node in joint.graph.nodes if node.op != "output" and node not in joint.backward)
     recomputations = [_recompute(node, costs) for node in values if _can_recompute(node)]
     free = [one for one in recomputations + inverses if one.seconds == 0.0 and len(one.tails) == 1]
@@ -99,6 +103,9 @@ def keepable(node: fx.Node) -> bool:
 
 
 def _can_recompute(node: fx.Node) -> bool:
+    if node.target is generator_state:
+        # It is another one by then.
+        return False
     return node.op == "call_function" and not is_random(node) and not is_constant(node)
 
 
@@ -112,14 +119,14 @@ def _recompute(node: fx.Node, costs: CostModel) -> Derivation:
     return Derivation(node, tuple(node.all_input_nodes), Kind.RECOMPUTE, emit, True, seconds, is_intensive(node), name)
 
 
-def _inverses(joint: JointGraph, costs: CostModel, exact: bool) -> list[Derivation]:
+def _inverses(joint: JointGraph, costs: CostModel, exact: bool, compiled: bool) -> list[Derivation]:
     witnesses = WitnessWriter(joint.graph)
     found = []
     for node in list(joint.graph.nodes):
         if node.op != "call_function" or node in joint.backward:
             continue
         for inverse in inverses_of(node, witnesses):
-            if inverse.exact or not exact:
+            if (inverse.exact or not exact) and (inverse.compiles or not compiled):
                 seconds = 0.0 if inverse.free else emitted_seconds(costs, inverse.emit, inverse.tails)
                 found.append(_inversion(inverse, seconds))
     return found

@@ -42,7 +42,8 @@ class Prospect:
         self.region, self.options, self.traced, self.costs = region, options, traced, costs
         joint = traced.joint
         self.conventional_seconds = math.fsum(costs.seconds(node) for node in joint.conventional.nodes)
-        hypergraph = derive(joint, costs, exact=options.faith == "exact", invert=options.inverses)
+        compiled = options.compiler != "eager"
+        hypergraph = derive(joint, costs, exact=options.faith == "exact", invert=options.inverses, compiled=compiled)
         self.problem = Problem.of(joint, hypergraph, self.conventional_seconds)
         self._programs: dict[Solution, Program] = {}
 

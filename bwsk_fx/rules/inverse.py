@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -29,9 +30,11 @@ class Inverse:
         head: The value that is rebuilt.
         tails: The values it is rebuilt from.
         emit: Appends the computation to a graph, given the nodes that hold `tails` there.
-        exact: Whether the rebuilt value has the very bits of the original.
-        free: Whether it is a view: no memory is moved.
+        exact: Whether the rebuilt value has the very bits of the original, and its strides.
+        free: Whether it is a view: no memory is moved. A free inverse of a node that is itself a view says that either
+            of the two gives the other, all of it: the planner keeps one for both.
         rule: The name of the rule, for reports.
+        compiles: Whether a compiler can trace the computation.
     """
 
     head: fx.Node
@@ -40,6 +43,7 @@ class Inverse:
     exact: bool
     free: bool = False
     rule: str = ""
+    compiles: bool = True
 
 
 class WitnessWriter:
@@ -88,3 +92,32 @@ def calls(target: Callable, *fixed: Any, **kwargs: Any) -> Emit:
 def view_back(node: fx.Node, target: Callable, *fixed: Any) -> Inverse:
     """Return the free, exact inverse of a view: `target(output, *fixed)` is the input again."""
     return Inverse(node.args[0], (node,), calls(target, *fixed), True, True, f"inverse of {node.target}")  # type: ignore[arg-type]
+
+
+def reads_gradient(node: fx.Node) -> bool:
+    """Whether a node of a joint graph belongs to the backward pass: whether it depends on a tangent."""
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop()
+        if current.op == "placeholder" and "tangents" in str(current.target):
+            return True
+        pending += (operand for operand in current.all_input_nodes if operand not in seen)
+        seen.update(current.all_input_nodes)
+    return False
+
+
+def memory_order(strides: Sequence[int]) -> list[int]:
+    """Return the dimensions of a tensor from the outermost in memory to the innermost."""
+    return sorted(range(len(strides)), key=lambda dim: -strides[dim])
+
+
+def is_dense(value: torch.Tensor) -> bool:
+    """Whether the elements of a tensor fill its memory, each once, in whatever order of dimensions."""
+    return value.permute(memory_order(value.stride())).is_contiguous()
+
+
+def laid_out(value: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """Return `value` with the given strides, which must be dense; copied unless it has them."""
+    if value.stride() == strides:
+        return value
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)

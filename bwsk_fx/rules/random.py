@@ -14,6 +14,7 @@ from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
 from bwsk_fx.rules.bits import pack_bits, unpack_bits
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, rule_of, target_name
+from bwsk_fx.rules.replay import replayed_draw
 from bwsk_fx.rules.undo import Undo, as_it_is
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -140,7 +141,7 @@ def draw_axes(call: AxisCall) -> Effect:
 
 @inverts(aten.native_dropout.default, aten.bernoulli.p)
 def mask_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse]:
-    """A dropout mask from one bit per element: forward and backward see the very same mask."""
+    """A dropout mask drawn again, or from one bit per element: forward and backward see the very same mask."""
     mask = node
     if node.target is aten.native_dropout.default:
         masks = [user for user in node.users if user.args[1] == 1]
@@ -148,5 +149,6 @@ def mask_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse]:
             return
         mask = masks[0]
     value = mask.meta["val"]
+    yield replayed_draw(node, mask, witnesses)
     bits = witnesses.call(mask, pack_bits, mask)
     yield Inverse(mask, (bits,), calls(unpack_bits, tuple(value.shape), value.dtype), True, rule="packed mask")
