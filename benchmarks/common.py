@@ -73,15 +73,19 @@ class Shape:
 def variants(model: ViTForImageClassification, budgets: Sequence[float]) -> Iterator[tuple[str, torch.nn.Module]]:
     """Yield every way to train the model: eager, checkpointed, and reversible in both faiths at each budget."""
     yield "eager", copy.deepcopy(model)
-    checkpointed = copy.deepcopy(model)
-    # transformers 5.24 renamed it.
-    enable = getattr(checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
-    yield "checkpoint per block", checkpointed
+    yield "checkpoint per block", checkpointed(copy.deepcopy(model))
     for faith in ("exact", "rounded"):
         for budget in budgets:
             variant = bwsk_fx.apply(copy.deepcopy(model), "reversible", budget=budget, faith=faith)
             yield f"{faith}, budget {budget:g}", variant
+
+
+def checkpointed(model: ViTForImageClassification, **options: Any) -> ViTForImageClassification:
+    """Checkpoint every block, in place; `options` are those of `torch.utils.checkpoint.checkpoint`."""
+    # transformers 5.24 renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False, **options})
+    return model
 
 
 def parser(question: str, shape: Shape) -> argparse.ArgumentParser:
@@ -110,14 +114,14 @@ def device_name(device: str) -> str:
 
 def report(
     question: str, options: argparse.Namespace, rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[Any], str]]
-) -> None:
-    """Print the rows as a table and write them, with versions and the device's name, to a JSON file."""
+) -> Path:
+    """Print the rows as a table, write them with versions and the device's name to a JSON file, and return its path."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=question, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name == "variant" else "right")
+        table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=name == "variant")
     for row in rows:
         table.add_row(*(show(row[name]) for name, show in columns.items()))
     Console(highlight=False).print(table)
@@ -130,6 +134,7 @@ def report(
     partial.write_text(json.dumps({**content, "rows": list(rows)}, indent=1) + "\n", encoding="utf-8")
     partial.rename(path)
     print(f"written to {path.name}")
+    return path
 
 
 def _processor() -> str:

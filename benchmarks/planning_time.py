@@ -1,7 +1,7 @@
-"""How long do capture, typing and planning of a ViT take, before the first step can run, and how does it grow with depth?
+"""How long do capture, typing and planning of a ViT take before the first step, and how does it grow with depth?
 
-Planning is the first forward pass of the rewritten graph less the third one, which finds plans made and layouts checked.
-A budget between none and all of the time has the regions planned together.
+Planning is the first forward pass of the rewritten graph less the third one, which finds plans made and layouts
+checked. A budget between none and all of the time has the regions planned together.
 
     python benchmarks/planning_time.py
 """

@@ -21,6 +21,7 @@ from bwsk_fx.planning.allocate import fewest_kept, least_memory, least_time
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.program import Program
 from bwsk_fx.reversible import Foreseen, ReversibleRegion, ambient_state
+from bwsk_fx.rules.inverse_linear import stands_for
 from bwsk_fx.signature import frozen, tensors_of
 
 
@@ -124,6 +125,7 @@ def foresee(graph: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
             return value
         if id(value) not in fakes:
             fakes[id(value)] = private.fake_tensor(mode, value)
+            stands_for(fakes[id(value)], value)
         return fakes[id(value)]
 
     placeholders = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]

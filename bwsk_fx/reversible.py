@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import RegionError
-from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.plan import Plan
 from bwsk_fx.planning.program import Program
 from bwsk_fx.planning.prospect import Prospect, survey
+from bwsk_fx.rules.inverse_linear import is_well_conditioned
 from bwsk_fx.signature import Settings, frozen, structure_of
 
 
@@ -178,9 +178,16 @@ class ReversibleRegion(nn.Module):
             self._structure,
             self._settings.current(),
             self.options,
+            self._invertible(inputs),
             inputs.kind(),
             ambient_state(inputs.primals[0].device.type),
         )
+
+    def _invertible(self, inputs: _Inputs) -> tuple[int, ...]:
+        """Return the places of weights whose linear maps may be undone."""
+        if not self.options.linear_inverses:
+            return ()
+        return tuple(place for place, primal in enumerate(inputs.primals) if is_well_conditioned(primal))
 
     def _prospect(self, kind: Hashable, inputs: _Inputs) -> Prospect:
         if kind not in self._programs.prospects:
@@ -196,7 +203,7 @@ class ReversibleRegion(nn.Module):
 
         names = [node.name for node in self.subgraph.graph.find_nodes(op="placeholder")]
         static = range(len(inputs.primals) - len(inputs.static), len(inputs.primals))
-        return survey(region, inputs.named(names), static, self.options, self.name)
+        return survey(region, inputs.named(names), static, self.options, self.name, self._invertible(inputs))
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,7 @@ class _RegionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, name: str, *primals: Tensor) -> tuple[Tensor, ...]:
         with private.without_autocast():
-            outputs, kept = run(program.forward, *primals)
+            outputs, kept = program.run_forward(*primals)
         ctx.program, ctx.name = program, name
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, *(primals[index] for index in program.static))
@@ -280,7 +287,7 @@ class _RegionFunction(torch.autograd.Function):
         residuals += (layout.applied_to(tangent) for layout, tangent in zip(program.tangents, tangents, strict=True))
         del gradients, tangents
         with private.without_autocast():
-            found = run(program.backward, residuals)
+            found = program.run_backward(residuals)
         # Eager execution leaves a parameter alone that no used output depends on; optimizers tell None from zero.
         reads = zip(found, program.reads, strict=True)
         return None, None, *(None if read and read.isdisjoint(present) else gradient for gradient, read in reads)

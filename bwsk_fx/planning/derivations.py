@@ -14,7 +14,7 @@ from bwsk_fx.planning.cost import CostModel, emitted_seconds, is_intensive
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
 
 # Importing a family fills the registry of inverses.
-from bwsk_fx.rules import elementwise, normalization, random, shape  # noqa: F401
+from bwsk_fx.rules import elementwise, inverse_linear, normalization, random, shape  # noqa: F401
 from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, inverses_of
 from bwsk_fx.rules.replay import generator_state
 
@@ -134,7 +134,7 @@ def _inverses(joint: JointGraph, costs: CostModel, exact: bool, compiled: bool) 
 
 def _inversion(inverse: Inverse, seconds: float) -> Derivation:
     return Derivation(
-        inverse.head, inverse.tails, Kind.INVERT, inverse.emit, inverse.exact, seconds, False, inverse.rule
+        inverse.head, inverse.tails, Kind.INVERT, inverse.emit, inverse.exact, seconds, inverse.intensive, inverse.rule
     )
 
 

@@ -28,6 +28,7 @@ class PlanKeywords(TypedDict, total=False):
     memory: int | str | None
     activation_fraction: float | None
     inverses: bool
+    linear_inverses: bool
     costs: str
     compiler: str
     plan: str | None
@@ -48,6 +49,8 @@ class PlanOptions:
             gradients and what is rebuilt. A number, or a text such as `"1.5GiB"`.
         activation_fraction: The share of the bytes that eager execution keeps for the backward pass.
         inverses: Whether values may be rebuilt from what was made of them; False leaves keeping and recomputing.
+        linear_inverses: Whether linear maps with a frozen, well-conditioned weight may be undone; finding them takes a
+            singular value decomposition of each frozen weight.
         costs: Where modelled times come from: `builtin` figures, a `roofline` calibrated on the device, or every
             distinct call `measured`.
         compiler: What runs a region's forward and backward pass: `eager`, or `inductor`.
@@ -62,6 +65,7 @@ class PlanOptions:
     memory: int | str | None = None
     activation_fraction: float | None = None
     inverses: bool = True
+    linear_inverses: bool = False
     costs: str = "builtin"
     compiler: str = "eager"
     plan: str | None = None

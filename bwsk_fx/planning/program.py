@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, fx
 
+from bwsk_fx.planning.compiled import CompiledForward, CompiledGraph, compile_with_inductor
+from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.plan import Plan
 
 
@@ -45,6 +49,8 @@ class Program:
         tangents: Per differentiable output, how its gradient looks.
         reads: Per primal, which of those gradients its own gradient depends on.
         plan: What is kept, recomputed and inverted.
+        region: The region's name, for errors.
+        compiler: What runs the two modules: `eager` runs them as they are, `inductor` generates code for them.
     """
 
     forward: fx.GraphModule
@@ -54,3 +60,23 @@ class Program:
     tangents: tuple[Layout, ...]
     reads: tuple[frozenset[int], ...]
     plan: Plan
+    region: str
+    compiler: str
+
+    @cached_property
+    def run_forward(self) -> Callable[..., tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Takes and returns what `forward` does.
+
+        Raises:
+            PlanError: Inductor cannot compile the region.
+        """
+        return partial(run, self.forward) if self.compiler == "eager" else self._compiled[0]
+
+    @cached_property
+    def run_backward(self) -> Callable[[list[Tensor]], Sequence[Tensor | None]]:
+        """Takes and returns what `backward` does; errors as for `run_forward`."""
+        return partial(run, self.backward) if self.compiler == "eager" else self._compiled[1]
+
+    @cached_property
+    def _compiled(self) -> tuple[CompiledForward, CompiledGraph]:
+        return compile_with_inductor(self.forward, self.backward, self.region)

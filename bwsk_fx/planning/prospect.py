@@ -22,6 +22,7 @@ from bwsk_fx.planning.program import Layout, Program
 from bwsk_fx.planning.solve import Solution, solve
 from bwsk_fx.planning.stored import read_plans
 from bwsk_fx.planning.trace import Outputs, Traced, trace
+from bwsk_fx.rules.inverse_linear import WELL_CONDITIONED
 
 # Between the least time and the least bytes, this many limits on time are tried.
 _STEPS = 8
@@ -114,6 +115,8 @@ class Prospect:
                 tangents,
                 joint.tangents_read(),
                 plan,
+                self.region,
+                self.options.compiler,
             )
         return self._programs[solution]
 
@@ -159,6 +162,7 @@ def survey(
     static: Sequence[int],
     options: PlanOptions,
     region: str,
+    invertible: Sequence[int] = (),
 ) -> Prospect:
     """Trace a region and find the ways to its values.
 
@@ -168,11 +172,14 @@ def survey(
         static: Which of them are parameters or buffers.
         options: What its plan is asked for.
         region: The region's name, for errors.
+        invertible: Which of the inputs are weights of linear maps that may be undone.
 
     Raises:
         PlanError: The region cannot be traced.
     """
     traced = trace(function, inputs, static, region)
+    for index in invertible:
+        traced.joint.primals[index].meta[WELL_CONDITIONED] = True
     return Prospect(region, options, traced, cost_model(next(iter(inputs.values())).device, options.costs))
 
 

@@ -35,6 +35,7 @@ class Inverse:
             of the two gives the other, all of it: the planner keeps one for both.
         rule: The name of the rule, for reports.
         compiles: Whether a compiler can trace the computation.
+        intensive: Whether it runs matrix products, which a budget bounds.
     """
 
     head: fx.Node
@@ -44,6 +45,7 @@ class Inverse:
     free: bool = False
     rule: str = ""
     compiles: bool = True
+    intensive: bool = False
 
 
 class WitnessWriter:

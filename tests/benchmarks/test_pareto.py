@@ -42,12 +42,12 @@ def test_median_and_spread():
 
 @pytest.fixture
 def run(tmp_path):
-    def run(*arguments: str) -> dict:
+    def run(*arguments: str, device: str = "cpu") -> dict:
         small = ["--layers", "1", "--hidden", "64", "--batch", "2", "--image", "32", "--rounds", "2"]
-        pareto.main([*small, "--device", "cpu", "--output", str(tmp_path), *arguments])
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["pareto-cpu.json", "pareto-cpu.png"]
-        assert (tmp_path / "pareto-cpu.png").stat().st_size > 10_000
-        return json.loads((tmp_path / "pareto-cpu.json").read_text())
+        pareto.main([*small, "--device", device, "--output", str(tmp_path), *arguments])
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"pareto-{device}.json", f"pareto-{device}.png"]
+        assert (tmp_path / f"pareto-{device}.png").stat().st_size > 10_000
+        return json.loads((tmp_path / f"pareto-{device}.json").read_text())
 
     return run
 
@@ -69,9 +69,21 @@ def test_a_small_run(run):
     assert rows["checkpoint per block"]["error"] == 1.0
     assert rows["bwsk-fx, 0"]["error"] < 1.5 < rows["memory sharing, MS-LN + ReGELU2"]["error"]
     for name, row in rows.items():
-        assert row["note"] == ""
+        assert row["note"].startswith("its elementwise formulas are not fused") == (row["method"] == "memory sharing")
         assert all(row[column] > 0 for column in ("ms", "ratio", "kept MiB", "units", "peak MiB", "max batch"))
         assert name == "eager" or row["kept MiB"] < rows["eager"]["kept MiB"]
+
+
+@pytest.mark.gpu
+def test_a_small_run_on_cuda(run):
+    only = ["checkpoint per block", "selective checkpoint", "torch.compile", "memory sharing"]
+    result = run("--precision", "fp16", "--max-batch", "--memory", "0.05", "--only", *only, device="cuda")
+    rows = {row.pop("variant"): row for row in result["rows"]}
+    assert len(rows) == 9
+    for row in rows.values():
+        assert row["note"] == ""
+        assert all(row[column] > 0 for column in ("ms", "ratio", "kept MiB", "units", "peak MiB", "error", "max batch"))
+    assert rows["checkpoint per block"]["max batch"] > rows["eager"]["max batch"]
 
 
 def test_what_cannot_compile_is_a_row_with_a_reason(run, monkeypatch):
