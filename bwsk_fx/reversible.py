@@ -187,7 +187,8 @@ class ReversibleRegion(nn.Module):
         """Return the places of weights whose linear maps may be undone."""
         if not self.options.linear_inverses:
             return ()
-        return tuple(place for place, primal in enumerate(inputs.primals) if is_well_conditioned(primal))
+        first = len(inputs.primals) - len(inputs.static)
+        return tuple(first + place for place, weight in enumerate(inputs.static) if is_well_conditioned(weight))
 
     def _prospect(self, kind: Hashable, inputs: _Inputs) -> Prospect:
         if kind not in self._programs.prospects:

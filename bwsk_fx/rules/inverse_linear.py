@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
 
 aten = torch.ops.aten
@@ -47,7 +48,8 @@ def stands_for(fake: Tensor, weight: Tensor) -> None:
 
 
 def _condition(weight: Tensor) -> float:
-    with torch.no_grad():
+    # Plans are made on fake tensors, too.
+    with torch.no_grad(), private.without_fake_mode():
         values = torch.linalg.svdvals(weight.double())
     smallest = values[-1].item() if len(values) else 0.0
     return values[0].item() / smallest if smallest else torch.inf

@@ -80,6 +80,7 @@ def _rules(fused) -> set[str]:
     return {one.rule for one in latest.problem.derivations}
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("budget", [float("inf"), 0.3])
 def test_a_plan_may_use_it_only_where_it_is_asked_for_and_right(budget, train_step):
     torch.manual_seed(0)
