@@ -146,9 +146,10 @@ def fuse_regions(
         granularity: `block`, `s-run` or `whole`, see `FindRegions`. `s-run` labels the graph with the sound rules
             where it is not labelled yet.
         options: What else the plan is asked for, see `PlanOptions`; or `tier="exact"`, `"balanced"` or `"smallest"`
-            in place of a budget and a faith. With `faith="exact"` gradients are bit-identical to eager's, but for one
-            difference: where a weight is used twice under autocast, eager adds its gradients in half precision and a
-            region in full.
+            in place of a budget and a faith. With `faith="exact"` gradients are bit-identical to eager's, but for the
+            order of sums in three cases: a weight that is used twice under autocast (eager adds its gradients in half
+            precision, a region in full); a value with three or more uses in several regions (a region adds those of its
+            own uses first); a gradient that enters a region in another layout than the region was traced with.
 
     Raises:
         PlanError: An option is out of range.

@@ -50,9 +50,8 @@ def stands_for(fake: Tensor, weight: Tensor) -> None:
 def _condition(weight: Tensor) -> float:
     # Plans are made on fake tensors, too.
     with torch.no_grad(), private.without_fake_mode():
-        values = torch.linalg.svdvals(weight.double())
-    smallest = values[-1].item() if len(values) else 0.0
-    return values[0].item() / smallest if smallest else torch.inf
+        values = torch.linalg.svdvals(weight.double()).tolist()
+    return values[0] / values[-1] if values and values[-1] else torch.inf
 
 
 @inverts(aten.mm.default, aten.addmm.default)
