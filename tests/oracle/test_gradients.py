@@ -94,6 +94,31 @@ def test_tiny_norm_weights(pair, make_images, gradients, in_float64, dtype, gamm
         assert errors[0] <= 0.05 * sum(exact[name][part].square().sum() for name in names) ** 0.5
 
 
+@pytest.mark.parametrize("dtype", [None, BF16, FP16])
+@pytest.mark.parametrize("tier", ["balanced", "smallest"])
+def test_outliers_and_norm_weights_of_every_size(pair, make_images, gradients, in_float64, squared_errors, tier, dtype):
+    """Pixels of 1e4 beside ordinary ones; norm weights that are zero, tiny and negative."""
+    model, graph = pair
+    fused = bwsk_fx.fuse_regions(graph, tier=tier)
+    inputs = make_images(8)
+    inputs["pixel_values"][::3, 0, ::5, ::7] = 1e4
+    inputs["pixel_values"][1::3, 1, ::6, ::5] = -1e4
+    eager_sums, fused_sums = defaultdict(float), defaultdict(float)
+    for seed in SEEDS:
+        _reseeded(model, seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "layernorm" in name and name.endswith("weight"):
+                    parameter[::4], parameter[1::4], parameter[2::4] = 0.0, 1e-4, -0.5
+        exact = in_float64(model, inputs)
+        _total(squared_errors(gradients(model, inputs, dtype), exact), eager_sums)
+        _total(squared_errors(gradients(fused, inputs, dtype), exact), fused_sums)
+    assert 0.0 < eager_sums[""] < float("inf")
+    ratios = {name: (fused_sums[name] / eager_sums[name]) ** 0.5 for name in eager_sums if eager_sums[name]}
+    assert ratios.pop("") <= BOUND
+    assert {name: ratio for name, ratio in ratios.items() if ratio > BOUND} == {}
+
+
 class Stream(nn.Module):
     """A residual stream far larger, or far smaller, than what its blocks add, with values that only a sum gives."""
 
