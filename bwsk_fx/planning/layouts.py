@@ -23,7 +23,7 @@ def run(module: fx.GraphModule, *args: Any) -> Any:
     Where a tensor has other strides than recorded, a copy is added to the graph for good.
 
     Raises:
-        PlanError: A tensor has another shape or dtype than recorded.
+        PlanError: A tensor has other sizes than recorded.
     """
     if module.meta.get(_CHECKED):
         return module(*args)
@@ -55,10 +55,11 @@ class _CheckedRun(fx.Interpreter):
         recorded = n.meta.get("val")
         if n.op != "call_function" or not isinstance(result, Tensor) or not isinstance(recorded, Tensor):
             return result
-        if (result.shape, result.dtype) != (recorded.shape, recorded.dtype):
+        # Not the dtype: fake kernels are wrong about statistics of mixed dtypes, and the next kernel takes what it gets.
+        if result.shape != recorded.shape:
             raise PlanError(
-                f"node {n.name} ({n.target}) gave {tuple(result.shape)} {result.dtype}, and was traced as "
-                f"{tuple(recorded.shape)} {recorded.dtype}; leave its module out with granularity='s-run'"
+                f"node {n.name} ({n.target}) gave the sizes {tuple(result.shape)}, and was traced with "
+                f"{tuple(recorded.shape)}; leave its module out with granularity='s-run'"
             )
         if _lies_alike(result, recorded):
             return result
