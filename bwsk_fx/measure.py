@@ -78,8 +78,9 @@ def peak_live_bytes(
 
     Counted: distinct storages of every tensor that an operator returns during the step, also inside custom
     autograd Functions and in the backward pass, from its creation until its storage is freed. Not counted:
-    what was alive before (parameters, buffers, inputs) and work space inside a single kernel. The figure is
-    exact and repeatable on the CPU; on CUDA `measure` reports the allocator's own peak instead.
+    what was alive before (parameters, buffers, inputs), work space inside a single kernel, and what code that
+    Inductor generated holds while it runs. The figure is exact and repeatable on the CPU; on CUDA `measure` reports
+    the allocator's own peak instead.
 
     Args:
         model: as for `saved_for_backward`.

@@ -84,7 +84,7 @@ def compile_with_inductor(
         PlanError: Inductor cannot compile a module: there is no C++ compiler, or an operator is not supported.
     """
     first = _compile(forward.graph, f"forward pass of region {region}")
-    second = _compile(_unboxed(backward.graph), f"backward pass of region {region}")
+    second = _compile(_unboxed(backward.graph, forward.graph), f"backward pass of region {region}")
     return CompiledForward(first), second
 
 
@@ -106,14 +106,20 @@ def _nothing(_: list[Tensor]) -> Sequence[Tensor]:
     return ()
 
 
-def _unboxed(graph: fx.Graph) -> fx.Graph:
-    """Return a copy of a backward graph with a placeholder for each entry that it pops from its list."""
+def _unboxed(backward: fx.Graph, forward: fx.Graph) -> fx.Graph:
+    """Return a copy of a backward graph with a placeholder for each entry that it pops from its list.
+
+    The first entries look as the forward graph returns them: what it copied may lie otherwise than it was traced.
+    """
     flat = fx.Graph()
     at: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node.op == "call_method":
+    kept: Sequence[fx.Node] = forward.output_node().args[0][1]  # type: ignore[index, assignment]
+    popped = backward.find_nodes(op="call_method", target="pop")
+    looks = dict(zip(popped, [*kept, *popped[len(kept) :]], strict=True))
+    for node in backward.nodes:
+        if node in looks:
             at[node] = flat.placeholder(node.name)
-            at[node].meta = dict(node.meta)
+            at[node].meta = dict(looks[node].meta)
         elif node.op != "placeholder":
             at[node] = flat.node_copy(node, at.__getitem__)
     return flat
@@ -152,6 +158,7 @@ def _kernels(graph: fx.Graph, results: Sequence[fx.Node], name: str) -> Callable
     try:
         with torch.no_grad(), private.without_autocast():
             traced = private.trace_for_inductor(_computing(graph, results), inputs)
+            _require_recorded(traced.graph, results)
             _keep_copies(traced.graph)
             return private.compile_boxed(traced, inputs)
     except Exception as error:
@@ -166,6 +173,17 @@ def _computing(graph: fx.Graph, results: Sequence[fx.Node]) -> fx.GraphModule:
     written.graph_copy(graph, at)
     written.output(tuple(map(at.__getitem__, results)))
     return fx.GraphModule(torch.nn.Module(), written)
+
+
+def _require_recorded(traced: fx.Graph, results: Sequence[fx.Node]) -> None:
+    """Generated code does not look at dtypes: what one half returns in another dtype, the other would misread."""
+    for node, found in zip(results, traced.output_node().args[0], strict=True):  # type: ignore[arg-type]
+        one, other = (value.meta["val"] for value in (found, node))
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            raise TypeError(
+                f"node {node.name} ({node.target}) is {tuple(one.shape)} {one.dtype} there, and was recorded as "
+                f"{tuple(other.shape)} {other.dtype}"
+            )
 
 
 def _keep_copies(graph: fx.Graph) -> None:
