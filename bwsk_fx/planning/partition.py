@@ -18,6 +18,7 @@ from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, base_of, is_constant, is_random, nbytes
 from bwsk_fx.planning.kernels import fill_in_values
+from bwsk_fx.planning.layouts import laid_out
 from bwsk_fx.planning.liveness import peak_bytes
 from bwsk_fx.planning.solve import Solution
 
@@ -44,13 +45,19 @@ class Partition:
     backward_peak: int
 
 
-def partition(joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> Partition:
+def partition(joint: JointGraph, hypergraph: Hypergraph, solution: Solution, *, exact: bool = False) -> Partition:
     """Write the forward and the backward module of a plan.
+
+    Args:
+        joint: The planned graph.
+        hypergraph: The ways to its values.
+        solution: What is kept, and which ways are taken.
+        exact: Give the backward pass every kept value in its own layout, since kernels may round otherwise in another.
 
     Raises:
         PlanError: The plan leaves a value without a derivation.
     """
-    writer = _BackwardWriter(joint, hypergraph, solution)
+    writer = _BackwardWriter(joint, hypergraph, solution, exact)
     backward = writer.write()
     forward = _write_forward(joint, solution.kept)
     fill_in_values([*forward.nodes, *backward.nodes])
@@ -90,10 +97,13 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _own_storage(graph: fx.Graph, node: fx.Node, copied: fx.Node, kept: Sequence[fx.Node]) -> fx.Node:
-    """Copy a kept view of something of which not all is kept, which would keep all of it alive."""
+    return graph.call_function(aten.clone.default, (copied,)) if is_kept_as_copy(node, kept) else copied
+
+
+def is_kept_as_copy(node: fx.Node, kept: Sequence[fx.Node]) -> bool:
+    """Whether a kept value is a view of something of which not all is kept, which it would keep alive."""
     base = base_of(node)
-    wanted = sum(nbytes(other) for other in kept if base_of(other) is base)
-    return graph.call_function(aten.clone.default, (copied,)) if nbytes(base) > wanted else copied
+    return nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
 
 
 def _distinct(graph: fx.Graph, outputs: Sequence[fx.Node | None]) -> tuple[fx.Node | None, ...]:
@@ -110,7 +120,7 @@ def _distinct(graph: fx.Graph, outputs: Sequence[fx.Node | None]) -> tuple[fx.No
 class _BackwardWriter:
     """Copies the nodes that depend on tangents, and derives what they read on demand."""
 
-    def __init__(self, joint: JointGraph, hypergraph: Hypergraph, solution: Solution) -> None:
+    def __init__(self, joint: JointGraph, hypergraph: Hypergraph, solution: Solution, exact: bool) -> None:
         self._joint = joint
         self._hypergraph = hypergraph
         self._graph = fx.Graph()
@@ -121,6 +131,8 @@ class _BackwardWriter:
             self._views.setdefault(view.head, []).append(view)
         self._static: list[int] = []
         self._take_inputs(solution.kept)
+        if exact:
+            self._lay_out_copies(solution.kept)
 
     def write(self) -> fx.Graph:
         """Return the graph of the backward module."""
@@ -146,6 +158,13 @@ class _BackwardWriter:
             taken = self._graph.create_node("call_method", "pop", (box, 0), name=node.name)
             taken.meta = dict(node.meta)
             self._at[node] = taken
+
+    def _lay_out_copies(self, kept: Sequence[fx.Node]) -> None:
+        for node in kept:
+            if is_kept_as_copy(node, kept) and not node.meta["val"].is_contiguous():
+                copied = self._graph.call_function(laid_out, (self._at[node], node.meta["val"].stride()))
+                copied.meta = dict(node.meta)
+                self._at[node] = copied
 
     def _drop_unread_static(self) -> None:
         for index, primal in enumerate(self._joint.primals):

@@ -104,7 +104,7 @@ class Prospect:
         """Write the program of a solution."""
         if solution not in self._programs:
             joint = self.traced.joint
-            parts = partition(joint, self.problem.hypergraph, solution)
+            parts = partition(joint, self.problem.hypergraph, solution, exact=self.options.faith == "exact")
             tangents = tuple(Layout.of(tangent.meta["val"]) for tangent in joint.tangents)
             plan = self._plan(solution, parts)
             self._programs[solution] = Program(

@@ -82,3 +82,25 @@ def test_statistics_in_another_dtype_than_foreseen_are_taken(norm, train_step, a
     fused = bwsk_fx.fuse_regions(bwsk_fx.capture(model, x), granularity="whole", faith="exact")
     for _ in range(2):
         assert_same_bits(train_step(fused, [x], torch.bfloat16), train_step(model, [x], torch.bfloat16))
+
+
+class Halves(nn.Module):
+    """A CPU's GELU rounds a strided operand otherwise than a contiguous one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x):
+        left, right = self.linear(x).split([8, 8], -1)
+        return torch.cat([F.gelu(right), left], -1)
+
+
+def test_an_exact_plan_gives_a_kept_part_its_own_layout(train_step, assert_same_bits):
+    torch.manual_seed(0)
+    model, x = Halves(), torch.randn(64, 16)
+    exact = bwsk_fx.fuse_regions(bwsk_fx.capture(model, x), faith="exact", granularity="whole")
+    assert_same_bits(train_step(exact, [x]), train_step(model, [x]))
+    (region,) = (module for module in exact.modules() if isinstance(module, ReversibleRegion))
+    assert region.program.plan.kept_bytes == (64 * 16 + 64 * 8) * 4
+    assert len(region.program.backward.graph.find_nodes(op="call_function", target=laid_out)) == 1
