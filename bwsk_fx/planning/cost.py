@@ -1,9 +1,10 @@
 """How long a call takes: the interface of cost models, and the roofline.
 
 The roofline: seconds = launch + max(FLOPs / product rate, bytes / bandwidth, elements / elementwise rate). Williams,
-Waterman, Patterson: Roofline, CACM 52(4), 2009. The last term is for functions such as GELU and for normalisations,
-which a CPU is too slow at for its memory to be the limit. The built-in figures are of the right order for each kind of
-device; `bwsk_fx.planning.calibration` measures a device's own.
+Waterman, Patterson: Roofline, CACM 52(4), 2009. Two terms are added for CPUs: the elementwise rate, for functions such
+as GELU and for normalisations, which compute more than they move; and the time in which the operating system provides
+memory for large results. The built-in figures are of the right order for each kind of device;
+`bwsk_fx.planning.calibration` measures a device's own.
 """
 
 from __future__ import annotations
@@ -22,13 +23,63 @@ from bwsk_fx.rules.inverse import Emit
 
 # Operators that compute more than they move on a CPU. Gradients that are plain products (tanh, sigmoid, softmax) don't.
 _FUNCTIONS = frozenset(
-    "acos acosh asin asinh atan atan2 atanh cos cosh digamma erf erfc erfinv exp exp2 expm1 lgamma log log10 log1p log2 "
-    "logsumexp pow sigmoid sin sinh tan tanh "
-    "celu elu elu_backward gelu gelu_backward log_sigmoid_backward log_sigmoid_forward mish mish_backward silu "
-    "silu_backward softplus softplus_backward _log_softmax _softmax "
-    "bernoulli native_dropout normal rand rand_like randn randn_like uniform".split()
+    [
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "cos",
+        "cosh",
+        "digamma",
+        "erf",
+        "erfc",
+        "erfinv",
+        "exp",
+        "exp2",
+        "expm1",
+        "lgamma",
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "logsumexp",
+        "pow",
+        "sigmoid",
+        "sin",
+        "sinh",
+        "tan",
+        "tanh",
+        "celu",
+        "elu",
+        "elu_backward",
+        "gelu",
+        "gelu_backward",
+        "log_sigmoid_backward",
+        "log_sigmoid_forward",
+        "mish",
+        "mish_backward",
+        "silu",
+        "silu_backward",
+        "softplus",
+        "softplus_backward",
+        "_log_softmax",
+        "_softmax",
+        "bernoulli",
+        "native_dropout",
+        "normal",
+        "rand",
+        "rand_like",
+        "randn",
+        "randn_like",
+        "uniform",
+    ]
 )
 _NORMALIZATION = "_norm"
+# The largest block that glibc keeps when it is freed (DEFAULT_MMAP_THRESHOLD_MAX on 64 bits).
+KEPT_BLOCK = 32 * 2**20
 
 
 class CostModel(Protocol):
@@ -40,43 +91,40 @@ class CostModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Rates:
-    """FLOP/s by the dtype of the operands.
-
-    Attributes:
-        float32: In float32, and in every dtype that has no figure of its own.
-        bfloat16: In bfloat16.
-        float16: In float16.
-    """
-
-    float32: float
-    bfloat16: float
-    float16: float
-
-    def of(self, dtype: torch.dtype) -> float:
-        """Return the rate for operands of `dtype`."""
-        return {torch.bfloat16: self.bfloat16, torch.float16: self.float16}.get(dtype, self.float32)
-
-
-@dataclass(frozen=True)
 class DeviceProfile:
     """What a device does per second.
 
     Attributes:
-        products: Matrix products and convolutions, FLOP/s.
-        attention: Fused attention, forward and backward, FLOP/s.
+        products_float32: Matrix products and convolutions, FLOP/s.
+        products_bfloat16: The same in bfloat16.
+        products_float16: The same in float16.
+        attention_float32: Fused attention, FLOP/s.
+        attention_bfloat16: The same in bfloat16.
+        attention_float16: The same in float16.
         bandwidth: What elementwise work reads and writes, bytes/s.
         functions: Transcendental functions (exp, erf, GELU, softmax, …), elements of the operand/s.
         normalizations: LayerNorm and its like, elements of the operand/s.
+        fresh: Memory that large results take from the operating system each time, bytes/s; infinite where the allocator
+            keeps what it has.
         launch: Fixed time per operator, seconds.
     """
 
-    products: Rates
-    attention: Rates
+    products_float32: float
+    products_bfloat16: float
+    products_float16: float
+    attention_float32: float
+    attention_bfloat16: float
+    attention_float16: float
     bandwidth: float
     functions: float
     normalizations: float
+    fresh: float
     launch: float
+
+    def flops(self, work: str, dtype: torch.dtype) -> float:
+        """Return the FLOP/s of `products` or `attention` on operands of `dtype`; of float32 for any other dtype."""
+        own = dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+        return getattr(self, f"{work}_{str(own).removeprefix('torch.')}")
 
 
 @dataclass(frozen=True)
@@ -92,10 +140,10 @@ class Roofline:
     def call_seconds(self, call: KernelCall) -> float:
         """Return the modelled time of one ATen call."""
         profile = self.profile
-        rates = profile.attention if _is_attention(call.target) else profile.products
+        rate = profile.flops("attention" if _is_attention(call.target) else "products", _dtype(call))
         traffic = sum(tensor.numel() * tensor.element_size() for tensor in call.tensors())
-        compute = flops(call) / rates.of(_dtype(call))
-        return profile.launch + max(compute, traffic / profile.bandwidth, self._elementwise_seconds(call))
+        work = max(flops(call) / rate, traffic / profile.bandwidth, self._elementwise_seconds(call))
+        return profile.launch + work + _large_bytes(call) / profile.fresh
 
     def _elementwise_seconds(self, call: KernelCall) -> float:
         name = _name(call.target)
@@ -108,19 +156,29 @@ class Roofline:
 
 _PROFILES = {
     "cpu": DeviceProfile(
-        products=Rates(float32=1e11, bfloat16=1e11, float16=1e11),
-        attention=Rates(float32=1e11, bfloat16=1e11, float16=1e11),
+        products_float32=1e11,
+        products_bfloat16=1e11,
+        products_float16=1e11,
+        attention_float32=1e11,
+        attention_bfloat16=1e11,
+        attention_float16=1e11,
         bandwidth=1.5e10,
         functions=1.5e9,
         normalizations=1.5e9,
+        fresh=4e9,
         launch=5e-6,
     ),
     "cuda": DeviceProfile(
-        products=Rates(float32=4e13, bfloat16=4e14, float16=4e14),
-        attention=Rates(float32=2e13, bfloat16=2e14, float16=2e14),
+        products_float32=4e13,
+        products_bfloat16=4e14,
+        products_float16=4e14,
+        attention_float32=2e13,
+        attention_bfloat16=2e14,
+        attention_float16=2e14,
         bandwidth=2e12,
-        functions=5e11,
-        normalizations=5e11,
+        functions=2e12,
+        normalizations=2e12,
+        fresh=math.inf,
         launch=4e-6,
     ),
 }
@@ -176,6 +234,12 @@ def _name(target: object) -> str:
 
 def _operands(call: KernelCall) -> list[Tensor]:
     return [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor)]
+
+
+def _large_bytes(call: KernelCall) -> int:
+    results = [leaf for leaf in tree_leaves(call.result) if isinstance(leaf, Tensor)]
+    sizes = (result.numel() * result.element_size() for result in results)
+    return sum(size for size in sizes if size > KEPT_BLOCK)
 
 
 def _dtype(call: KernelCall) -> torch.dtype:

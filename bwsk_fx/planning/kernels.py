@@ -49,7 +49,7 @@ def kernel_calls(node: fx.Node) -> list[KernelCall]:
         return []
     args, kwargs = fake_arguments(node)
     if isinstance(node.target, torch._ops.OpOverload):
-        result = node.meta["val"] if "val" in node.meta else None
+        result = node.meta.get("val")
         return [] if launches_nothing(node.target) else [KernelCall(node.target, args, kwargs, result)]
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
         return []

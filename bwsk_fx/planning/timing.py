@@ -6,12 +6,13 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, MutableMapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
@@ -24,11 +25,20 @@ from bwsk_fx.planning.kernels import KernelCall, kernel_calls
 aten = torch.ops.aten
 # Between two runs this much memory is written, which leaves the operands where a step finds them: not in the core's
 # own cache any more, but not all the way out in memory either.
-_SWEPT_BYTES = 8 * 2**20
-_LEAST_RUNS = 2
+_SWEPT_BYTES = 16 * 2**20
 _MOST_RUNS = 100
 # An accelerator's launches overlap with its work, so that calls are timed in batches that last about this long.
 _BATCH_SECONDS = 2e-3
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return the clock that times work on a device best, in seconds.
+
+    On a CPU it is what the calling thread has had of the processor, waiting for its helpers included: no time that went
+    to other work on the machine. Where that is too coarse for a single operator, and on accelerators, all time counts.
+    """
+    fine = time.get_clock_info("thread_time").resolution <= 1e-6
+    return time.thread_time if device.type == "cpu" and fine else time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -37,33 +47,47 @@ class Stopwatch:
 
     Attributes:
         device: Where the function runs.
-        limit: Seconds to spend on one function, unless two runs take longer.
-        clock: Returns the time in seconds.
+        clock: Returns the time that runs take, in seconds.
+        limit: Seconds to spend on one function.
+        least_runs: Runs that are made even where they take longer.
+        wall: Returns the time that counts for the limit, in seconds.
     """
 
     device: torch.device
+    clock: Callable[[], float]
     limit: float = 0.02
-    clock: Callable[[], float] = time.perf_counter
+    least_runs: int = 3
+    wall: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def of(cls, device: torch.device, limit: float = 0.02) -> Stopwatch:
+        """Return a stopwatch with the clock that suits a device."""
+        return cls(device, clock_of(device), limit)
+
+    def roughly(self, run: Callable[[], Any]) -> float:
+        """Return the least seconds of three single calls of `run`, after a first one."""
+        self._timed(run, 1)
+        return min(self._timed(run, 1) for _ in range(3))
 
     def seconds(self, run: Callable[[], Any]) -> float:
-        """Return the seconds of one call of `run`, what it returns freed."""
+        """Return the seconds of one call of `run`, with what it returns freed."""
         self._timed(run, 1)
         return self._on_host(run) if self.device.type == "cpu" else self._in_batches(run)
 
     def _on_host(self, run: Callable[[], Any]) -> float:
-        least, end = math.inf, self.clock() + self.limit
+        least, end = math.inf, self.wall() + self.limit
         for runs in itertools.count(1):
-            self._swept.add_(1)
+            np.add(self._swept, 1, out=self._swept)
             least = min(least, self._timed(run, 1))
-            if runs >= _LEAST_RUNS and (self.clock() >= end or runs >= _MOST_RUNS):
+            if runs >= self.least_runs and (self.wall() >= end or runs >= _MOST_RUNS):
                 return least
         raise AssertionError("unreachable")
 
     def _in_batches(self, run: Callable[[], Any]) -> float:
-        once, end = self._timed(run, 1), self.clock() + self.limit
+        once, end = self._timed(run, 1), self.wall() + self.limit
         size = max(1, min(_MOST_RUNS, round(_BATCH_SECONDS / max(once, 1e-9))))
         least = self._timed(run, size)
-        while self.clock() < end:
+        while self.wall() < end:
             least = min(least, self._timed(run, size))
         return least / size
 
@@ -80,8 +104,8 @@ class Stopwatch:
             torch.accelerator.synchronize(self.device)
 
     @cached_property
-    def _swept(self) -> Tensor:
-        return torch.zeros(_SWEPT_BYTES, dtype=torch.uint8)
+    def _swept(self) -> np.ndarray:
+        return np.zeros(_SWEPT_BYTES, dtype=np.uint8)
 
 
 def call_seconds(call: KernelCall, watch: Stopwatch) -> float:
@@ -95,16 +119,21 @@ def call_seconds(call: KernelCall, watch: Stopwatch) -> float:
         return watch.seconds(lambda: call.target(*args, **kwargs))
 
 
-def undisturbed(device: torch.device) -> ExitStack:
-    """Return a context for real work in the middle of anything: no autograd, autocast or fake mode; random state kept."""
-    stack = ExitStack()
-    index = device.index if device.index is not None or device.type == "cpu" else torch.accelerator.current_device_index()
-    places = [] if device.type == "cpu" else [index]
-    stack.enter_context(private.without_fake_mode())
-    stack.enter_context(torch.random.fork_rng(places, device_type="cuda" if device.type == "cpu" else device.type))
-    stack.enter_context(torch.no_grad())
-    stack.enter_context(private.without_autocast())
-    return stack
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Allow real work in the middle of anything: no autograd, autocast or fake tensors; random state is put back."""
+    if device.type == "cpu":
+        kind, places = "cuda", []  # of no device: the CPU's state is kept anyway
+    else:
+        own = torch.accelerator.current_device_index() if device.index is None else device.index
+        kind, places = device.type, [own]
+    with (
+        private.without_fake_mode(),
+        torch.random.fork_rng(places, device_type=kind),
+        torch.no_grad(),
+        private.without_autocast(),
+    ):
+        yield
 
 
 def real_arguments(call: KernelCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -194,9 +223,11 @@ class MeasuredCosts:
             return self._modelled[key]
         if key not in self.figures:
             try:
-                self.figures[key] = call_seconds(call, self.watch)
+                measured = call_seconds(call, self.watch)
             except Exception as error:
                 return self._model(call, key, error)
+            # What takes no time would count as a view, which costs nothing to have again.
+            self.figures[key] = max(measured, 1e-9)
         return self.figures[key]
 
     def _model(self, call: KernelCall, key: str, error: Exception) -> float:
