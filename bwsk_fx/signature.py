@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Hashable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,11 +43,15 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 class Settings:
     """The leaf modules of a subgraph, and which of their attributes decide what they compute.
 
+    It is asked in every step, and most often nothing has changed: answers are kept with the very objects that they
+    were read from.
+
     Attributes:
         leaves: (path, module), in order of first use.
     """
 
     leaves: tuple[tuple[str, nn.Module], ...]
+    _known: dict[nn.Module, _Known] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, subgraph: fx.GraphModule) -> Settings:
@@ -56,18 +61,70 @@ class Settings:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the parameters and buffers as they are now, in order of first use, tied ones under every name."""
-        for path, module in self.leaves:
-            yield from module.named_parameters(path, remove_duplicate=False)
-            yield from module.named_buffers(path, remove_duplicate=False)
+        for path, module in self._modules():
+            for members in (module._parameters, module._buffers):
+                yield from ((f"{path}.{name}", tensor) for name, tensor in members.items() if tensor is not None)
 
     def current(self) -> Hashable:
         """Return classes and settings as they are now, train and eval mode included."""
-        return tuple(settings_of(module) for _, leaf in self.leaves for module in leaf.modules())
+        return tuple(self._setting(module) for _, module in self._modules())
 
     def hooked_module(self) -> str | None:
         """Return the path of a module with hooks, which a fused region would not run."""
-        modules = (found for path, leaf in self.leaves for found in leaf.named_modules(prefix=path))
-        return next((path for path, module in modules if any(getattr(module, hooks) for hooks in _HOOKS)), None)
+        for path, module in self._modules():
+            if any(module.__dict__[hooks] for hooks in _HOOKS):
+                return path
+        return None
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the leaves and what is in them."""
+        for path, leaf in self.leaves:
+            if leaf._modules:
+                yield from leaf.named_modules(prefix=path, remove_duplicate=False)
+            else:
+                yield path, leaf
+
+    def _setting(self, module: nn.Module) -> Hashable:
+        known = self._known.get(module)
+        if known is None or not known.holds(module):
+            known = self._known[module] = _Known.of(module)
+        return known.setting
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The settings of a module, and the objects that they were read from.
+
+    Attributes:
+        sources: Values of its attributes and names of its members; none where a value could change in place.
+        setting: What `settings_of` made of them.
+    """
+
+    sources: tuple[object, ...] | None
+    setting: Hashable
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Known:
+        own = (value for name, value in vars(module).items() if name not in _OWN)
+        return cls(_sources(module) if all(map(_is_fixed, own)) else None, settings_of(module))
+
+    def holds(self, module: nn.Module) -> bool:
+        if self.sources is None:
+            return False
+        now = _sources(module)
+        return len(now) == len(self.sources) and all(map(operator.is_, now, self.sources))
+
+
+def _sources(module: nn.Module) -> tuple[object, ...]:
+    held = vars(module)
+    return (*held, *held.values(), *module._modules, *module._parameters, *module._buffers)
+
+
+def _is_fixed(value: object) -> bool:
+    """Whether `frozen` goes by what an object is, or by what cannot change in it."""
+    if isinstance(value, tuple):
+        return all(map(_is_fixed, value))
+    return not isinstance(value, (list, Mapping, Set))
 
 
 @dataclass(frozen=True, eq=False)
