@@ -14,7 +14,14 @@ from bwsk_fx.planning.cost import CostModel, emitted_seconds, is_intensive
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
 
 # Importing a family fills the registry of inverses.
-from bwsk_fx.rules import elementwise, inverse_linear, normalization, random, shape  # noqa: F401
+from bwsk_fx.rules import (  # noqa: F401
+    inverse_activation,
+    inverse_elementwise,
+    inverse_linear,
+    inverse_normalization,
+    inverse_shape,
+    random,
+)
 from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, inverses_of
 from bwsk_fx.rules.replay import generator_state
 

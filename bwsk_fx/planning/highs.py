@@ -82,6 +82,7 @@ def minimize(
     while not found.done():
         wait([found], _PATIENCE)
     result = found.result()
+    # None, or not there at all, where HiGHS had no time to find one.
     bound = getattr(result, "mip_dual_bound", None)
-    finite = bound is not None and np.isfinite(bound)
-    return Outcome(result.x, float(bound) if finite else -np.inf, result.status == _INFEASIBLE, str(result.message))
+    bound = float(bound) if bound is not None and np.isfinite(bound) else -np.inf
+    return Outcome(result.x, bound, result.status == _INFEASIBLE, str(result.message))

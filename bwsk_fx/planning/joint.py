@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
-from bwsk_fx.planning.simplify import drop_no_ops
+from bwsk_fx.planning.gradients import fuse_gradients
+from bwsk_fx.planning.simplify import drop_no_ops, read_less
 from bwsk_fx.planning.views import is_view
 
 aten = torch.ops.aten
@@ -95,8 +96,10 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     Raises:
         PlanError: The graph holds something other than ATen calls.
     """
+    fuse_gradients(joint)
     drop_no_ops(joint.graph)
     graph = _merge_equal_calls(joint.graph)
+    read_less(graph)
     placeholders = _placeholders(graph)
     primals = tuple(node for node in placeholders if not _is_tangent(node))
     tangents = tuple(filter(_is_tangent, placeholders))

@@ -55,7 +55,7 @@ class _CheckedRun(fx.Interpreter):
         recorded = n.meta.get("val")
         if n.op != "call_function" or not isinstance(result, Tensor) or not isinstance(recorded, Tensor):
             return result
-        # Not the dtype: fake kernels are wrong about statistics of mixed dtypes, and the next kernel takes what it gets.
+        # Not the dtype: fakes are wrong about statistics of mixed dtypes, and the next kernel takes what it gets.
         if result.shape != recorded.shape:
             raise PlanError(
                 f"node {n.name} ({n.target}) gave the sizes {tuple(result.shape)}, and was traced with "

@@ -146,11 +146,10 @@ def bytes_of(size: int | float | str) -> int:
         PlanError: It is neither, or not above zero.
     """
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if found:
-        size = float(found[1]) * _UNITS[(found[2] or "").lower().removeprefix("b")]
-    if not _is_number(size) or not 0 < size < math.inf:
+    number: Any = float(found[1]) * _UNITS[(found[2] or "").lower().removeprefix("b")] if found else size
+    if not _is_number(number) or not 0 < number < math.inf:
         raise PlanError(f"memory is {size!r}: expected a number of bytes above zero, or a text such as '1.5GiB'")
-    return int(size)
+    return int(number)
 
 
 def show_bytes(count: float) -> str:

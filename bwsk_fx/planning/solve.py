@@ -58,7 +58,9 @@ def solve(problem: Problem, limits: Limits, region: str, *, time_limit: float = 
     program = IntegerProgram(problem, limits)
     outcome = _run(program, region, time_limit)
     found = [] if outcome.solution is None else [("highs", *program.read(outcome.solution))]
-    proved = outcome.infeasible or any(_gap(program, outcome.bound, *choice) <= _RELATIVE_GAP for _, *choice in found)
+    proved = outcome.infeasible or any(
+        _gap(program, outcome.bound, kept, used) <= _RELATIVE_GAP for _, kept, used in found
+    )
     if not proved and (simple := greedy(problem, limits)):
         found.append(("greedy", *simple))
     if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,12 @@ from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, broadcast, mapped
 from bwsk_fx.rules.bijections import per_element, unchanged, widened
 from bwsk_fx.rules.broadcasting import broadcasts, from_result, where_kept
 from bwsk_fx.rules.integers import odd_inverse, trailing_zeros
-from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, calls, inverts
 from bwsk_fx.rules.random import zero_rate
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.sizes import elements, short, widens
 from bwsk_fx.rules.spelling import plain_name
 from bwsk_fx.rules.undo import Run, as_it_is
 from bwsk_fx.verdict import OPERATOR, REFINED, Verdict
-
-aten = torch.ops.aten
 
 
 def pair(call: Call | Run) -> tuple[Any, Any]:
@@ -321,48 +318,3 @@ def elementwise_axes(call: AxisCall) -> Effect:
 def unary_axes(call: AxisCall) -> Effect:
     """Maps every axis."""
     return mapped(call.operand.layout, "it acts on each element on its own")
-
-
-@inverts(aten.add.Tensor, aten.sub.Tensor)
-def residual_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """Either operand of a sum is the result less the other; the other operand is the witness."""
-    left, right = node.args
-    if node.kwargs or not _same_values(node, left):
-        return
-    undo, redo = (aten.sub.Tensor, aten.add.Tensor)
-    if node.target is aten.sub.Tensor:
-        undo, redo = redo, undo
-    yield Inverse(left, (node, right) if isinstance(right, fx.Node) else (node,), _undo(undo, right), False, rule="sum")  # type: ignore[arg-type]
-    if _same_values(node, right):
-        tails = (node, left) if node.target is aten.add.Tensor else (left, node)
-        yield Inverse(right, tails, calls(aten.sub.Tensor), False, rule="sum")  # type: ignore[arg-type]
-
-
-@inverts(aten.mul.Tensor, aten.div.Tensor)
-def scaling_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """A product with a non-zero number is undone by the quotient, and the other way round."""
-    operand, factor = node.args
-    if isinstance(factor, (int, float)) and factor and _same_values(node, operand):
-        undo = aten.div.Tensor if node.target is aten.mul.Tensor else aten.mul.Tensor
-        yield Inverse(operand, (node,), calls(undo, factor), False, rule="scaling")  # type: ignore[arg-type]
-
-
-@inverts(aten._to_copy.default)
-def cast_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """A cast that loses no bit is undone by the cast back."""
-    operand, result = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    if widens(operand.dtype, result.dtype) and operand.device == result.device:
-        back = calls(aten._to_copy.default, dtype=operand.dtype)
-        yield Inverse(node.args[0], (node,), back, True, rule="widening cast")  # type: ignore[arg-type]
-
-
-def _same_values(node: fx.Node, operand: object) -> bool:
-    """Whether `operand` has the shape and dtype of the result, so that subtracting restores it."""
-    if not isinstance(operand, fx.Node):
-        return False
-    result, value = node.meta["val"], operand.meta["val"]
-    return value.shape == result.shape and value.dtype == result.dtype and value.dtype.is_floating_point
-
-
-def _undo(target: Callable, other: object) -> Emit:
-    return calls(target) if isinstance(other, fx.Node) else calls(target, other)

@@ -6,6 +6,7 @@ the graph (LayerNorm's normalised input, a packed mask): values that nobody comp
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,14 @@ Emit = Callable[[fx.Graph, Sequence[fx.Node]], fx.Node]
 
 # Where a node of a traced graph comes from: the user's line, and the torch-level node.
 _ORIGIN = ("stack_trace", "from_node", "nn_module_stack")
+
+_REARRANGEMENTS = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select"),
+        *("slice", "split", "split_with_sizes", "unbind", "alias", "detach", "clone", "roll", "flip"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,24 @@ class Inverse:
 
 
 class WitnessWriter:
-    """Adds witness nodes to a joint graph, with their fake values."""
+    """Adds witness nodes to a joint graph, with their fake values, and knows which of its nodes run backwards."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
+        self._backward = {node for node in graph.nodes if node.op == "placeholder" and "tangents" in str(node.target)}
+        for node in graph.nodes:
+            if node.op == "call_function" and not self._backward.isdisjoint(node.all_input_nodes):
+                self._backward.add(node)
+
+    def runs_backwards(self, node: fx.Node) -> bool:
+        """Whether a node belongs to the backward pass: whether it depends on a tangent."""
+        return node in self._backward
+
+    def is_read_backwards(self, node: fx.Node) -> bool:
+        """Whether the backward pass reads a value or a view of it."""
+        return any(
+            self.runs_backwards(user) or (passes_on(user) and self.is_read_backwards(user)) for user in node.users
+        )
 
     def call(self, after: fx.Node, target: Callable, *args: Any, **kwargs: Any) -> fx.Node:
         """Insert `target(*args, **kwargs)` behind `after` and behind nothing later."""
@@ -96,16 +119,9 @@ def view_back(node: fx.Node, target: Callable, *fixed: Any) -> Inverse:
     return Inverse(node.args[0], (node,), calls(target, *fixed), True, True, f"inverse of {node.target}")  # type: ignore[arg-type]
 
 
-def reads_gradient(node: fx.Node) -> bool:
-    """Whether a node of a joint graph belongs to the backward pass: whether it depends on a tangent."""
-    pending, seen = [node], {node}
-    while pending:
-        current = pending.pop()
-        if current.op == "placeholder" and "tangents" in str(current.target):
-            return True
-        pending += (operand for operand in current.all_input_nodes if operand not in seen)
-        seen.update(current.all_input_nodes)
-    return False
+def passes_on(node: fx.Node) -> bool:
+    """Whether a node rearranges the elements of its operand, or takes some of them, and changes none."""
+    return node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in _REARRANGEMENTS
 
 
 def memory_order(strides: Sequence[int]) -> list[int]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,14 +15,10 @@ from torch.nn import functional as F
 from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, along, axis_rule, mapped
-from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
 from bwsk_fx.rules.registry import Call, by_products, erases, labels, other_operand, preserves, unproven
 from bwsk_fx.rules.sizes import elements
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import NOTHING, OPERATOR, REFINED, Verdict, Witness, WitnessKind
-
-aten = torch.ops.aten
-_HALVES = (torch.bfloat16, torch.float16)
 
 _DOMAIN = "no scale is zero, or so small that the shift absorbs the scaled value"
 
@@ -349,47 +344,3 @@ def _normalized(call: AxisCall, dims: Sequence[int], others: str) -> Effect:
         "partial sums"
     )
     return along(call, dims, Behaviour.BARRIER, why, others, keeps=True)
-
-
-@inverts(aten.native_layer_norm.default)
-def layer_norm_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse]:
-    """LayerNorm through its normalised input x̂, kept in the compute dtype beside mean and rstd.
-
-    y = x̂ γ + β and x = x̂ / rstd + mean. Neither divides by γ, which would amplify rounding where γ is small.
-    """
-    operand, shape, gamma, beta, eps = node.args
-    parts = {user.args[1]: user for user in node.users}
-    if not {0, 1, 2} <= set(parts):
-        return
-    output, mean, rstd = parts[0], parts[1], parts[2]
-    normalised = witnesses.call(node, aten.native_layer_norm.default, operand, shape, None, None, eps)
-    xhat = witnesses.call(normalised, operator.getitem, normalised, 0)
-    narrow = _compute_dtype(output)
-    if narrow is not None:
-        xhat = witnesses.call(xhat, aten._to_copy.default, xhat, dtype=narrow)
-    wide = operand.meta["val"].dtype  # type: ignore[union-attr]
-    yield Inverse(operand, (xhat, mean, rstd), calls(denormalise, wide), False, rule="LayerNorm input from x̂")  # type: ignore[arg-type]
-    affine = tuple(part for part in (gamma, beta) if isinstance(part, fx.Node))
-    if len(affine) == 2:
-        rescale = calls(scale_and_shift, output.meta["val"].dtype)
-        yield Inverse(output, (xhat, *affine), rescale, False, rule="LayerNorm output from x̂")
-    elif not affine:
-        cast = calls(aten._to_copy.default, dtype=output.meta["val"].dtype)
-        yield Inverse(output, (xhat,), cast, False, rule="LayerNorm output from x̂")
-
-
-def denormalise(xhat: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return x = x̂ / rstd + mean in `dtype`; `mean` and `rstd` broadcast over the normalised dimensions."""
-    return torch.addcdiv(mean, xhat.to(mean.dtype), rstd).to(dtype)
-
-
-def scale_and_shift(xhat: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return y = x̂ γ + β in `dtype`, computed in the dtype of γ."""
-    return torch.addcmul(beta, xhat.to(gamma.dtype), gamma).to(dtype)
-
-
-def _compute_dtype(output: fx.Node) -> torch.dtype | None:
-    """Return the half dtype that every user of a LayerNorm output casts it to, if there is one."""
-    dtypes = {user.meta["val"].dtype if user.target is aten._to_copy.default else None for user in output.users}
-    dtype = dtypes.pop() if len(dtypes) == 1 else None
-    return dtype if dtype in _HALVES else None

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
 from bwsk_fx.rules.bits import pack_bits, unpack_bits
-from bwsk_fx.rules.inverse import Inverse, WitnessWriter, calls, inverts
+from bwsk_fx.rules.inverse import Inverse, WitnessWriter, inverts
+from bwsk_fx.rules.inverse_masks import packed
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, rule_of, target_name
 from bwsk_fx.rules.replay import replayed_draw
 from bwsk_fx.rules.undo import Undo, as_it_is
@@ -148,7 +149,5 @@ def mask_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse]:
         if not masks:
             return
         mask = masks[0]
-    value = mask.meta["val"]
     yield replayed_draw(node, mask, witnesses)
-    bits = witnesses.call(mask, pack_bits, mask)
-    yield Inverse(mask, (bits,), calls(unpack_bits, tuple(value.shape), value.dtype), True, rule="packed mask")
+    yield from packed(mask, witnesses, pack_bits, unpack_bits, "packed mask")

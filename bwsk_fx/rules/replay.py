@@ -26,7 +26,7 @@ def replayed_draw(node: fx.Node, drawn: fx.Node, witnesses: WitnessWriter) -> In
     like = (tuple(value.shape), value.stride(), value.dtype, value.device)
 
     def emit(graph: fx.Graph, tails: Sequence[fx.Node]) -> fx.Node:
-        return graph.call_function(draw_again, (tails[0], node.target, like, tuple(node.args[1:]), part))
+        return graph.call_function(draw_again, (tails[0], node.target, like, tuple(node.args[1:]), part))  # type: ignore[arg-type]
 
     return Inverse(drawn, (state,), emit, True, rule="replayed draw", compiles=False)
 

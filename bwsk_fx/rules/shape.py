@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped
 from bwsk_fx.rules.axis_table import Axis, Layout
 from bwsk_fx.rules.axis_view import reshape
-from bwsk_fx.rules.inverse import Inverse, WitnessWriter, inverts, view_back
 from bwsk_fx.rules.moving import counted, is_plain, moves, moves_back
 from bwsk_fx.rules.registry import (
     Call,
@@ -29,8 +27,6 @@ from bwsk_fx.rules.registry import (
 from bwsk_fx.rules.sizes import short, widens
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
-
-aten = torch.ops.aten
 
 
 @labels(nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
@@ -287,36 +283,3 @@ def unbind_axes(call: AxisCall) -> Effect:
     why = "each result has the facts of one index"
     said += claims([call.operand.layout[place]], Behaviour.MAP, why, role="selected", produced=False)
     return Effect(tuple(said), (rest,) * len(call.shapes))
-
-
-@inverts(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
-def view_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """A view of all elements goes back to the operand's sizes, where the operand is contiguous."""
-    operand = node.args[0].meta["val"]  # type: ignore[union-attr]
-    if operand.is_contiguous():
-        yield view_back(node, aten.view.default, list(operand.shape))
-
-
-@inverts(aten.t.default, aten.detach.default, aten.alias.default)
-def self_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """Doing it twice changes nothing."""
-    yield view_back(node, node.target)  # type: ignore[arg-type]
-
-
-@inverts(aten.transpose.int)
-def transpose_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """Swapping two dimensions again restores them."""
-    yield view_back(node, aten.transpose.int, *node.args[1:])
-
-
-@inverts(aten.permute.default)
-def permute_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """The inverse permutation restores the order."""
-    dims = [dim % len(node.args[1]) for dim in node.args[1]]  # type: ignore[union-attr, operator, arg-type]
-    yield view_back(node, aten.permute.default, [dims.index(dim) for dim in range(len(dims))])
-
-
-@inverts(aten.unsqueeze.default)
-def unsqueeze_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
-    """Dropping the new dimension restores the operand."""
-    yield view_back(node, aten.squeeze.dim, node.args[1])
