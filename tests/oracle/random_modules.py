@@ -597,17 +597,31 @@ def _steps(
     draw: Draw, width: int, count: int, depth: int, allowed: tuple[str, ...], blocks_at: int | None = None
 ) -> tuple[Step, ...]:
     """Draw steps; inner ones return to the width that they start from, and hold no blocks."""
-    kinds = [kind for kind in allowed if kind != "blocks" and (depth or not KINDS[kind].nests)]
+    # Residual sums are what inverses are mostly about.
+    more = ["residual"] * 4 if depth else []
+    kinds = [kind for kind in allowed if kind != "blocks" and (depth or not KINDS[kind].nests)] + more
     steps: list[Step] = []
     before = width
     for place in range(count):
         kind = "blocks" if place == blocks_at else draw(st.sampled_from(kinds))
         options = KINDS[kind].options(draw, width)
-        # A block of one operator would be no region.
-        inner = draw(st.integers(2 if kind == "blocks" else 1, 4 - depth))
-        body = _steps(draw, width, inner, depth - 1, allowed) if KINDS[kind].nests else ()
+        body = _body(draw, kind, width, depth, allowed) if KINDS[kind].nests else ()
         steps.append(step(kind, *body, **options))
         width = options.get("out", width)
     if blocks_at is None and width != before:
         steps.append(step("linear", out=before, bias=True, relu=False))
     return tuple(steps)
+
+
+def _body(draw: Draw, kind: str, width: int, depth: int, allowed: tuple[str, ...]) -> tuple[Step, ...]:
+    """Draw inner steps: often a branch with a norm ahead of a map, as transformers have, since it can be inverted."""
+    # A block of one operator would be no region.
+    steps = _steps(draw, width, draw(st.integers(2 if kind == "blocks" else 1, 4 - depth)), depth - 1, allowed)
+    if kind == "twice" or draw(st.booleans()):
+        return steps
+    map_of = draw(st.sampled_from(["attention", "linear", "gate"]))
+    branch = (step("norm", of="layer", affine=True), step(map_of, **KINDS[map_of].options(draw, width)))
+    width_after = branch[1].options.get("out", width)
+    if width_after != width:
+        branch += (step("act", **KINDS["act"].options(draw, width_after)), step("linear", out=width, bias=True, relu=False))
+    return (step("residual", *branch, minus=False), *steps) if kind == "blocks" else (*branch, *steps)
