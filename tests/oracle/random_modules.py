@@ -562,12 +562,11 @@ def loss_of(spec: Spec, output: Any) -> Tensor:
 
 
 @st.composite
-def specs(draw: Draw, dropout: bool = True) -> Spec:
-    """Draw a spec of a module that trains; half of them have repeated blocks, at the top."""
+def specs(draw: Draw, most: int = 6) -> Spec:
+    """Draw a spec of a module that trains, with at most that many steps; half of them have blocks, at the top."""
     width, ids = draw(st.sampled_from(WIDTHS)), draw(st.integers(0, 7)) == 7
-    allowed = tuple(kind for kind in KINDS if dropout or kind != "dropout")
-    count = draw(st.integers(2, 6))
-    steps = _steps(draw, width, count, 2, allowed, blocks_at=draw(st.integers(0, 2 * count - 1)))
+    count = draw(st.integers(2, most))
+    steps = _steps(draw, width, count, 2 if most > 3 else 1, blocks_at=draw(st.integers(0, 2 * count - 1)))
     outputs = draw(st.sampled_from(["tensor", "tensor", "tuple", "dict", "loss"]))
     taps = draw(st.lists(st.integers(1, count), unique=True, max_size=2)) if outputs in ("tuple", "dict") else []
     spec = Spec(
@@ -593,19 +592,17 @@ def trains(spec: Spec) -> bool:
     return any(tensor.requires_grad for tensor in wanted)
 
 
-def _steps(
-    draw: Draw, width: int, count: int, depth: int, allowed: tuple[str, ...], blocks_at: int | None = None
-) -> tuple[Step, ...]:
-    """Draw steps; inner ones return to the width that they start from, and hold no blocks."""
+def _steps(draw: Draw, width: int, count: int, depth: int, blocks_at: int | None = None) -> tuple[Step, ...]:
+    """Draw steps, which may hold inner ones down to a depth; inner ones return to the width that they start from, and hold no blocks."""
     # Residual sums are what inverses are mostly about.
     more = ["residual"] * 4 if depth else []
-    kinds = [kind for kind in allowed if kind != "blocks" and (depth or not KINDS[kind].nests)] + more
+    kinds = [kind for kind in KINDS if kind != "blocks" and (depth or not KINDS[kind].nests)] + more
     steps: list[Step] = []
     before = width
     for place in range(count):
         kind = "blocks" if place == blocks_at else draw(st.sampled_from(kinds))
         options = KINDS[kind].options(draw, width)
-        body = _body(draw, kind, width, depth, allowed) if KINDS[kind].nests else ()
+        body = _body(draw, kind, width, depth) if KINDS[kind].nests else ()
         steps.append(step(kind, *body, **options))
         width = options.get("out", width)
     if blocks_at is None and width != before:
@@ -613,10 +610,10 @@ def _steps(
     return tuple(steps)
 
 
-def _body(draw: Draw, kind: str, width: int, depth: int, allowed: tuple[str, ...]) -> tuple[Step, ...]:
+def _body(draw: Draw, kind: str, width: int, depth: int) -> tuple[Step, ...]:
     """Draw inner steps: often a branch with a norm ahead of a map, as transformers have, since it can be inverted."""
     # A block of one operator would be no region.
-    steps = _steps(draw, width, draw(st.integers(2 if kind == "blocks" else 1, 4 - depth)), depth - 1, allowed)
+    steps = _steps(draw, width, draw(st.integers(2 if kind == "blocks" else 1, 3)), depth - 1)
     if kind == "twice" or draw(st.booleans()):
         return steps
     map_of = draw(st.sampled_from(["attention", "linear", "gate"]))
