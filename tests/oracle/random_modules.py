@@ -593,7 +593,7 @@ def trains(spec: Spec) -> bool:
 
 
 def _steps(draw: Draw, width: int, count: int, depth: int, blocks_at: int | None = None) -> tuple[Step, ...]:
-    """Draw steps, which may hold inner ones down to a depth; inner ones return to the width that they start from, and hold no blocks."""
+    """Draw steps, nested down to a depth; inner ones return to the width that they start from, and hold no blocks."""
     # Residual sums are what inverses are mostly about.
     more = ["residual"] * 4 if depth else []
     kinds = [kind for kind in KINDS if kind != "blocks" and (depth or not KINDS[kind].nests)] + more
@@ -620,5 +620,8 @@ def _body(draw: Draw, kind: str, width: int, depth: int) -> tuple[Step, ...]:
     branch = (step("norm", of="layer", affine=True), step(map_of, **KINDS[map_of].options(draw, width)))
     width_after = branch[1].options.get("out", width)
     if width_after != width:
-        branch += (step("act", **KINDS["act"].options(draw, width_after)), step("linear", out=width, bias=True, relu=False))
+        branch += (
+            step("act", **KINDS["act"].options(draw, width_after)),
+            step("linear", out=width, bias=True, relu=False),
+        )
     return (step("residual", *branch, minus=False), *steps) if kind == "blocks" else (*branch, *steps)

@@ -1,23 +1,25 @@
 """Random small modules agree with eager execution at every tier.
 
-Exact tiers have eager's bits: loss, gradients of parameters, gradients of inputs. `fuse_regions` names the cases in which
-sums of gradients may be added in another order; where one of them applies, an exact tier is held to the bound of the
-rounded ones, and most modules have to be held to the bits.
+Exact tiers have eager's bits: loss, gradients of parameters, gradients of inputs. There are cases in which gradients
+are added in another order, or a kernel meets another layout (`_differs_by_design`); where one of them applies, an
+exact tier is held to the bound of the rounded ones, and most modules have to be held to the bits.
 
-Rounded tiers have at most 1.5 times eager's error against float64, where the error is the norm of the difference over all
-gradients of a module. Two things keep that from being a matter of luck:
+Rounded tiers have at most 1.5 times eager's error against float64, where the error is the norm of the difference over
+all gradients of a module. Two things keep that from being a matter of luck:
 
-- Errors are pooled over draws of weights and inputs, as variances. With few elements, one of two equally good results is
-  often 1.5 times as far off as the other, so that a single draw says little. Where the pool of a few draws is over the
-  bound, that of many decides.
+- Errors are pooled over draws of weights and inputs, as variances. With few elements, one of two equally good results
+  is often 1.5 times as far off as the other, so that a single draw says little. Where the pool of a few draws is over
+  the bound, that of many decides.
 - Some modules hardly round in eager execution, so a floor of two units in the last place of float32, relative to the
   norm of all gradients, is added to the bound.
 
 The float64 run sees the same dropout masks: on a CPU, the numbers that a mask is drawn from depend on the seed and on
 the number of elements, not on the dtype (`test_masks_do_not_depend_on_the_dtype`).
 
-By default each way of running (tier, granularity, precision) is tried on modules of its own, 300 in all. `pytest -m slow`
-tries 10,000; BWSK_RANDOM_MODULES is another number.
+By default each case (tier, granularity, precision) is tried on small modules of its own, 300 in all: most of the time
+goes into capturing and tracing, which every further case of a module would pay for again. `pytest -m slow` tries
+10,000 larger ones, or BWSK_RANDOM_MODULES. A seed per case, in place of `derandomize`, keeps runs alike and cases
+apart.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -42,6 +44,7 @@ from torch.utils import _pytree as pytree
 
 import bwsk_fx
 from bwsk_fx.modes import applied
+from bwsk_fx.planning.layouts import laid_out
 from bwsk_fx.planning.options import TIERS as NAMED_TIERS
 from bwsk_fx.planning.program import Layout
 from bwsk_fx.reversible import ReversibleRegion
@@ -82,17 +85,16 @@ CASES = [
 # -- one module -------------------------------------------------------------------------------------------------------
 
 
-def check(spec: Spec, case: Case, model: nn.Module | None = None, fused: nn.Module | None = None) -> str:
+def check(spec: Spec, case: Case) -> str:
     """Compare a module with its reversible form; return what it was held to: `bits`, `error`, or `nothing`."""
-    model = model or random_modules.build(spec)
-    fused = fused or _reversible(model, spec, case)
-    with _layouts_copied() as copied:
-        held_to = _compare(model, fused, spec, case, copied)
+    model = random_modules.build(spec)
+    fused = _reversible(model, spec, case)
+    held_to = _compare(model, fused, spec, case, lambda: fused)
     assert held_to == "nothing" or any(region.program for region in _regions(fused))
     return held_to
 
 
-def _reversible(model: nn.Module, spec: Spec, case: Case) -> nn.Module:
+def _reversible(model: nn.Module, spec: Spec, case: Case) -> fx.GraphModule:
     graph = bwsk_fx.capture(model, random_modules.inputs_of(spec, 0))
     fused = bwsk_fx.fuse_regions(graph, case.budget, faith=case.faith, granularity=case.granularity)
     assert _regions(fused)
@@ -103,16 +105,18 @@ def _regions(model: nn.Module) -> list[ReversibleRegion]:
     return [module for module in model.modules() if isinstance(module, ReversibleRegion)]
 
 
-def _compare(model: nn.Module, fused: nn.Module, spec: Spec, case: Case, copied: list[Layout]) -> str:
+def _compare(
+    model: nn.Module, reversible: nn.Module, spec: Spec, case: Case, fused: Callable[[], fx.GraphModule]
+) -> str:
     if _step(model, spec, case, 0) is None:
         return "nothing"
     if case.faith == "exact":
-        differing = _differing(model, fused, spec, case)
+        with _layouts_copied() as copied:
+            differing = _differing(model, reversible, spec, case)
         if not differing:
             return "bits"
-        excused = copied or (isinstance(fused, fx.GraphModule) and _adds_otherwise(fused))
-        assert excused, f"largest differences: {differing}"
-    return "error" if _require_small_error(model, fused, spec, case) else "nothing"
+        assert copied or _differs_by_design(fused()), f"largest differences: {differing}"
+    return "error" if _require_small_error(model, reversible, spec, case) else "nothing"
 
 
 def _step(model: nn.Module, spec: Spec, case: Case, draw: int) -> Results | None:
@@ -176,8 +180,8 @@ def _require_small_error(model: nn.Module, fused: nn.Module, spec: Spec, case: C
             return True
     ratio = (found / eager) ** 0.5 if eager else math.inf
     raise AssertionError(
-        f"error {found**0.5:.1e} against {eager**0.5:.1e} of eager execution, {ratio:.2f} times as large, where the norm "
-        f"of all gradients is {norm**0.5:.1e}"
+        f"error {found**0.5:.1e} against {eager**0.5:.1e} of eager execution, {ratio:.2f} times as large, where the "
+        f"norm of all gradients is {norm**0.5:.1e}"
     )
 
 
@@ -187,7 +191,26 @@ def _squared(found: Results, exact: Results) -> float:
     return sum(float((value.double() - exact.get(name, 0.0)).square().sum()) for name, value in gradients.items())
 
 
-# -- where sums may be added in another order -------------------------------------------------------------------------
+# -- where last bits differ -------------------------------------------------------------------------------------------
+
+
+def _differs_by_design(fused: fx.GraphModule) -> bool:
+    """Whether gradients are added in another order, or a kernel reads a tensor that lies otherwise than in eager.
+
+    On a CPU the last bits of GELU and others depend on whether their operand is contiguous.
+    """
+    programs = [region.program for region in _regions(fused) if region.program]
+    graphs = [module.graph for program in programs for module in (program.forward, program.backward)]
+    return _adds_otherwise(fused) or any(
+        node.target is laid_out or _is_lost_layout(node) for g in graphs for node in g.nodes
+    )
+
+
+def _is_lost_layout(node: fx.Node) -> bool:
+    """Whether a node keeps a part of a tensor as a tensor of its own, which is contiguous."""
+    if node.target is not torch.ops.aten.clone.default or not any(user.op == "output" for user in node.users):
+        return False
+    return node.name.startswith("clone_default") and not node.args[0].meta["val"].is_contiguous()
 
 
 @contextmanager
@@ -225,50 +248,110 @@ def _uses(fused: fx.GraphModule, user: fx.Node, value: fx.Node) -> int:
 # -- many modules -----------------------------------------------------------------------------------------------------
 
 
-def _try(case: Case, count: int, key: int, through_apply: bool = False) -> Counter[str]:
-    """Check `count` modules, the same ones for the same key; return what how many of them were held to."""
+def _try(case: Case, count: int, key: int, most: int, trial: Callable[[Spec, Case], str] = check) -> Counter[str]:
+    """Try `count` modules, the same ones for the same key; return what how many of them were held to."""
     held: Counter[str] = Counter()
 
     @seed(key)
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(random_modules.specs())
+    @given(random_modules.specs(most))
     def agrees(spec: Spec) -> None:
-        note(f"{case!r}")
-        held_to = _check_applied(spec, case) if through_apply else check(spec, case)
+        note(repr(case))
+        held_to = trial(spec, case)
         held[held_to] += 1
         assume(held_to != "nothing")
 
     agrees()
+    assert held["bits"] + held["error"] >= count
     return held
 
 
 def _check_applied(spec: Spec, case: Case) -> str:
-    """As `check`, with a second module of the spec that `apply` made reversible in place."""
-    options = {"faith": case.faith, "granularity": case.granularity}
-    model = bwsk_fx.apply(random_modules.build(spec), "reversible", budget=case.budget, **options)
+    """As `check`, for a module that `apply` makes reversible in place."""
+    model = random_modules.build(spec)
+    bwsk_fx.apply(model, "reversible", budget=case.budget, faith=case.faith, granularity=case.granularity)
     if _step(model, spec, case, 0) is None:
         return "nothing"
     rewritten = applied(model).rewritten
     assert any(region.program for region in _regions(rewritten))
-    with _layouts_copied() as copied:
-        return _compare(random_modules.build(spec), model, spec, case, copied or _adds_otherwise(rewritten))
+    return _compare(random_modules.build(spec), model, spec, case, lambda: rewritten)
 
 
-def _require_agreement(case: Case, count: int, key: int) -> None:
-    held = _try(case, count, key)
-    assert held["bits"] + held["error"] >= count
+def _require_agreement(case: Case, count: int, key: int, most: int) -> None:
+    held = _try(case, count, key, most)
     if case.faith == "exact":
-        assert held["bits"] > (0.9 if case.granularity == "whole" else 0.5) * count
+        assert held["bits"] >= (0.8 if case.granularity == "whole" else 0.5) * count
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_sample_agrees(case):
-    _require_agreement(case, SAMPLE, CASES.index(case))
+    _require_agreement(case, SAMPLE, CASES.index(case), most=3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_ten_thousand_agree(case):
-    for part in range(math.ceil(THOROUGH / 100)):
-        _require_agreement(case, min(100, THOROUGH - 100 * part), 1000 * (part + 1) + CASES.index(case))
+    for first in range(0, THOROUGH, 100):
+        _require_agreement(case, min(100, THOROUGH - first), 1000 + 20 * first + CASES.index(case), most=6)
+
+
+@pytest.mark.parametrize("faith", ["exact", "rounded"])
+def test_applied_modules_agree(faith):
+    _try(Case(faith, 0.1, "block"), 5, 0, 3, _check_applied)
+
+
+def test_named_tiers_are_among_those_tried():
+    assert {(options.faith, options.budget) for options in NAMED_TIERS.values()} <= set(TIERS)
+
+
+# -- the trial itself -------------------------------------------------------------------------------------------------
+
+PLAIN = Spec((step("linear", out=8, bias=True, relu=False), step("act", name="gelu")), width=8, tokens=3, batch=2)
+TAPPED = Spec(
+    (step("blocks", step("extra", op="+"), step("extra", op="+"), count=2),), width=8, tokens=3, batch=2, grad=("y",)
+)
+
+
+@pytest.mark.parametrize("faith", ["exact", "rounded"])
+def test_a_wrong_gradient_is_found(faith):
+    original = random_modules.loss_of
+
+    def steeper(spec, output):
+        loss = original(spec, output)
+        return loss * (1 + 1e-5) if "RegionFunction" in type(output.grad_fn).__name__ else loss
+
+    assert check(PLAIN, Case(faith, 0.0)) in ("bits", "error")
+    with patch.object(random_modules, "loss_of", steeper), pytest.raises(AssertionError, match=r"differences|error"):
+        check(PLAIN, Case(faith, 0.0))
+
+
+def test_values_with_several_uses_across_regions_are_told_apart():
+    for spec, granularity, expected in ((PLAIN, "whole", False), (TAPPED, "whole", False), (TAPPED, "block", True)):
+        fused = _reversible(random_modules.build(spec), spec, Case("exact", 0.0, granularity))
+        assert _adds_otherwise(fused) is expected
+
+
+def test_rounded_plans_of_the_sample_invert():
+    rules: Counter[str] = Counter()
+
+    def count(spec: Spec, case: Case) -> str:
+        fused = _reversible(random_modules.build(spec), spec, case)
+        if _step(fused, spec, case, 0) is None:
+            return "nothing"
+        plans = [region.program.plan for region in _regions(fused) if region.program]
+        rules.update(value.rule for plan in plans for value in plan.values if value.action == "invert")
+        return "error"
+
+    _try(Case("rounded", 0.0, "whole", half=True), SAMPLE, 9, 3, count)
+    assert sum(number for rule, number in rules.items() if rule == "sum" or "LayerNorm" in rule) >= 3
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_masks_do_not_depend_on_the_dtype(p):
+    masks = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        torch.manual_seed(0)
+        masks.append(F.dropout(torch.ones(4, 6, 16, dtype=dtype), p) != 0)
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+    assert 0 < int(masks[0].sum()) < masks[0].numel()
