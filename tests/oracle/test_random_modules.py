@@ -195,22 +195,15 @@ def _squared(found: Results, exact: Results) -> float:
 
 
 def _differs_by_design(fused: fx.GraphModule) -> bool:
-    """Whether gradients are added in another order, or a kernel reads a tensor that lies otherwise than in eager.
+    """Whether gradients are added in another order, or a kernel reads a result that lies otherwise than in eager.
 
-    On a CPU the last bits of GELU and others depend on whether their operand is contiguous.
+    On a CPU the last bits of GELU and others depend on whether their operand is contiguous. Kept values are laid out as
+    eager's, so they are no excuse.
     """
     programs = [region.program for region in _regions(fused) if region.program]
-    graphs = [module.graph for program in programs for module in (program.forward, program.backward)]
-    return _adds_otherwise(fused) or any(
-        node.target is laid_out or _is_lost_layout(node) for g in graphs for node in g.nodes
-    )
-
-
-def _is_lost_layout(node: fx.Node) -> bool:
-    """Whether a node keeps a part of a tensor as a tensor of its own, which is contiguous."""
-    if node.target is not torch.ops.aten.clone.default or not any(user.op == "output" for user in node.users):
-        return False
-    return node.name.startswith("clone_default") and not node.args[0].meta["val"].is_contiguous()
+    nodes = [node for one in programs for half in (one.forward, one.backward) for node in half.graph.nodes]
+    copies = [node for node in nodes if node.target is laid_out and node.args[0].op != "call_method"]
+    return bool(copies) or _adds_otherwise(fused)
 
 
 @contextmanager
