@@ -20,7 +20,7 @@ from bwsk_fx.errors import PlanError, first_line
 from bwsk_fx.planning.allocate import fewest_kept, least_memory, least_time
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.program import Program
-from bwsk_fx.reversible import Foreseen, ReversibleRegion, ambient_state
+from bwsk_fx.reversible import Foreseen, ReversibleRegion, ambient_state, kind_of
 from bwsk_fx.rules.inverse_linear import stands_for
 from bwsk_fx.signature import frozen, tensors_of
 
@@ -177,13 +177,8 @@ class _FakeRun(fx.Interpreter):
 
 
 def _kind(graph: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    inputs = tuple(map(_kind_of_input, (*args, *kwargs.values())))
+    values = (*args, *kwargs.values())
+    inputs = tuple(kind_of(value) if isinstance(value, Tensor) else frozen(value) for value in values)
     wanted = tuple(parameter.requires_grad for parameter in graph.parameters())
-    device = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
+    device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
     return inputs, tuple(kwargs), wanted, graph.training, ambient_state(device)
-
-
-def _kind_of_input(value: Any) -> Hashable:
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.stride(), value.dtype, value.device, value.requires_grad
-    return frozen(value)

@@ -239,7 +239,7 @@ class _Inputs:
     def kind(self) -> Hashable:
         """Return everything about the inputs that a program depends on."""
         numbers = tuple(None if isinstance(arg, Tensor) else frozen(arg) for arg in self.args)
-        return numbers, tuple(map(_kind, self.primals)), self.places
+        return numbers, tuple(map(kind_of, self.primals)), self.places
 
     def named(self, placeholders: Sequence[str]) -> dict[str, Tensor]:
         """Name the primals after placeholders and weights; tied ones after the first."""
@@ -294,7 +294,8 @@ class _RegionFunction(torch.autograd.Function):
         return None, None, *(None if read and read.isdisjoint(present) else gradient for gradient, read in reads)
 
 
-def _kind(tensor: Tensor) -> Hashable:
+def kind_of(tensor: Tensor) -> Hashable:
+    """Return everything about a tensor that a program depends on."""
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 

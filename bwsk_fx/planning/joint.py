@@ -14,7 +14,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.gradients import fuse_gradients
 from bwsk_fx.planning.simplify import drop_no_ops, read_less
-from bwsk_fx.planning.views import is_view
+from bwsk_fx.planning.views import base_of
 
 aten = torch.ops.aten
 # Tells a random call from its likes while common subexpressions are merged.
@@ -127,13 +127,6 @@ def nbytes(node: fx.Node) -> int:
     """Return the bytes of a node's tensor; 0 for numbers, None and tuples."""
     value = node.meta.get("val")
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
-
-
-def base_of(node: fx.Node) -> fx.Node:
-    """Return what a view is a view of, parts of a split included."""
-    while is_view(node) or (node.target is operator.getitem and is_view(node.all_input_nodes[0])):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def is_constant(node: fx.Node) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from bwsk_fx.errors import PlanError
+from bwsk_fx.rules.inverse import laid_out
 
 _CHECKED = "layouts_checked"
 
@@ -32,12 +32,6 @@ def run(module: fx.GraphModule, *args: Any) -> Any:
     _add_copies(module, run.otherwise)
     module.meta[_CHECKED] = True
     return result
-
-
-def laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return a copy of `tensor` with these strides."""
-    result = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    return result.copy_(tensor)
 
 
 class _CheckedRun(fx.Interpreter):

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from torch import fx
 
-from bwsk_fx.planning.joint import base_of, nbytes
+from bwsk_fx.planning.joint import nbytes
+from bwsk_fx.planning.views import base_of
 
 
 def peak_bytes(graph: fx.Graph, uncounted: Collection[fx.Node] = ()) -> int:

@@ -16,11 +16,12 @@ from torch import fx
 
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
-from bwsk_fx.planning.joint import JointGraph, base_of, is_constant, is_random, nbytes
+from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
 from bwsk_fx.planning.kernels import fill_in_values
-from bwsk_fx.planning.layouts import laid_out
 from bwsk_fx.planning.liveness import peak_bytes
 from bwsk_fx.planning.solve import Solution
+from bwsk_fx.planning.views import base_of
+from bwsk_fx.rules.inverse import laid_out
 
 aten = torch.ops.aten
 

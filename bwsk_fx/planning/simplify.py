@@ -7,7 +7,6 @@ operators that use little of a tensor read just that little: a shape, or one bit
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from bwsk_fx.planning.views import is_view
+from bwsk_fx.planning.views import base_of, is_view
 
 aten = torch.ops.aten
 
@@ -139,7 +138,7 @@ def _reads(graph: fx.Graph) -> dict[fx.Node, list[_Read]]:
             backward.add(node)
             for place, operand in _operands(node):
                 if operand not in backward:
-                    found.setdefault(_base_of(operand), []).append(_Read(node, place))
+                    found.setdefault(base_of(operand), []).append(_Read(node, place))
     return found
 
 
@@ -153,12 +152,6 @@ def _operands(node: fx.Node) -> Iterator[tuple[int | None, fx.Node]]:
     yield from ((None, leaf) for leaf in pytree.tree_leaves(dict(node.kwargs)) if isinstance(leaf, fx.Node))
 
 
-def _base_of(node: fx.Node) -> fx.Node:
-    while is_view(node) or (node.target is operator.getitem and is_view(node.all_input_nodes[0])):
-        node = node.all_input_nodes[0]
-    return node
-
-
 def _read_shape(read: _Read) -> None:
     value, graph = read.operand.meta["val"], read.reader.graph
     layout = {"dtype": value.dtype, "device": value.device}
@@ -170,7 +163,7 @@ def _read_shape(read: _Read) -> None:
 def _read_branch(read: _Read, whole: set[fx.Node]) -> None:
     if read.reader.target is aten.threshold_backward.default:
         _read_threshold(read)
-    elif (result := _result_with_its_branches(read)) is not None and _base_of(result) in whole:
+    elif (result := _result_with_its_branches(read)) is not None and base_of(result) in whole:
         _replace(read, result)
     elif read.reader.target is aten.leaky_relu_backward.default:
         with read.reader.graph.inserting_after(read.operand):

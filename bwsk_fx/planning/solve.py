@@ -96,11 +96,18 @@ def _solution(problem: Problem, kept: set[fx.Node], chosen: Iterable[Derivation]
     used = _reachable(problem, chosen, kept)
     read = {tail for one in used for tail in problem.tails(one)}.union(problem.needs)
     in_order = tuple(cls for cls in problem.classes if cls in kept and cls in read)
+    return added_up(problem, in_order, tuple(used), gap, solver)
+
+
+def added_up(
+    problem: Problem, kept: tuple[fx.Node, ...], used: tuple[Derivation, ...], gap: float, solver: str
+) -> Solution:
+    """Return a choice as a solution, with what it takes."""
     return Solution(
-        in_order,
-        tuple(used),
-        sum(map(nbytes, in_order)),
-        math.fsum([*(one.seconds for one in used), *map(problem.keep_seconds, in_order)]),
+        kept,
+        used,
+        sum(map(nbytes, kept)),
+        math.fsum([*(one.seconds for one in used), *map(problem.keep_seconds, kept)]),
         math.fsum(one.seconds for one in used if one.intensive),
         gap,
         solver,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +13,8 @@ import torch
 
 from bwsk_fx.errors import PlanError, first_line
 from bwsk_fx.planning.integer_program import Problem
-from bwsk_fx.planning.joint import nbytes
 from bwsk_fx.planning.plan import Plan
-from bwsk_fx.planning.solve import Solution
+from bwsk_fx.planning.solve import Solution, added_up
 
 _FORMAT = 1
 
@@ -89,15 +87,7 @@ def _solution(plan: Mapping[str, Any], problem: Problem) -> Solution:
     kept = tuple(values[row["name"]] for row in plan["values"] if row["action"] == "keep")
     derived = (row for row in plan["values"] if row["action"] != "keep")
     used = tuple(ways[_way(row["name"], row["rule"], row["sources"])] for row in derived)
-    return Solution(
-        kept,
-        used,
-        sum(map(nbytes, kept)),
-        math.fsum([*(one.seconds for one in used), *map(problem.keep_seconds, kept)]),
-        math.fsum(one.seconds for one in used if one.intensive),
-        plan["gap"],
-        "file",
-    )
+    return added_up(problem, kept, used, plan["gap"], "file")
 
 
 def _way(head: str, rule: str, tails: Iterable[str]) -> tuple[str, ...]:

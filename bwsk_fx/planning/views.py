@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -31,3 +32,10 @@ def moves_no_data(target: Any) -> bool:
 def is_view(node: fx.Node) -> bool:
     """Whether the node's results share the memory of its operand."""
     return moves_no_data(node.target)
+
+
+def base_of(node: fx.Node) -> fx.Node:
+    """Return what a view is a view of, parts of a split included."""
+    while is_view(node) or (node.target is operator.getitem and is_view(node.all_input_nodes[0])):
+        node = node.all_input_nodes[0]
+    return node

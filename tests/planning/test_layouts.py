@@ -7,8 +7,9 @@ from torch import fx, nn
 
 import bwsk_fx
 from bwsk_fx.errors import PlanError
-from bwsk_fx.planning.layouts import laid_out, run
+from bwsk_fx.planning.layouts import run
 from bwsk_fx.reversible import ReversibleRegion
+from bwsk_fx.rules.inverse import laid_out
 
 aten = torch.ops.aten
 
