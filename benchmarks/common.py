@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import bwsk_fx
 
 RESULTS = Path(__file__).parent / "results"
+WIDTH = 160
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -124,7 +125,11 @@ def report(
         table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=name == "variant")
     for row in rows:
         table.add_row(*(show(row[name]) for name, show in columns.items()))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        # Of a narrow table in a file nothing could be read.
+        console.width = WIDTH
+    console.print(table)
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     content = {"question": question, "device": device_name(options.device), **versions, "settings": settings}

@@ -37,6 +37,7 @@ STYLES = {
     "eager": Style("black", "*"),
     "bwsk-fx": Style("tab:red", "o", "left"),
     "bwsk-fx without inverses": Style("tab:orange", "s"),
+    "bwsk-fx by Inductor": Style("tab:pink", "X", "left"),
     "checkpoint per block": Style("tab:blue", "^"),
     "selective checkpoint": Style("tab:cyan", "v"),
     "torch.compile": Style("tab:green", "D", "above"),
@@ -57,7 +58,7 @@ def plot(path: Path) -> Path:
         panel.set(xlabel="step time / eager's (median; thin bars are as long as the interquartile range)", ylabel=title)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(STYLES), frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(_title(result), fontsize=10)
     target = path.with_suffix(".png")
     partial = path.with_suffix(".partial.png")

@@ -28,6 +28,11 @@ FLOOR = float("inf")
 MEMORY_BUDGETS = (1.0, 0.5, 0.25, 0.0)
 WITH_INVERSES: dict[str, Any] = {"faith": "rounded"}
 WITHOUT_INVERSES: dict[str, Any] = {"faith": "rounded", "inverses": False}
+OURS: dict[str, dict[str, Any]] = {
+    "bwsk-fx": WITH_INVERSES,
+    "bwsk-fx without inverses": WITHOUT_INVERSES,
+    "bwsk-fx by Inductor": {**WITH_INVERSES, "compiler": "inductor"},
+}
 
 _ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -50,7 +55,7 @@ class Variant:
         setting: which point of the method; empty where there is only one.
         build: rewrites the model that it is given, in place, and returns what to call.
         policy: the policy of selective checkpointing, whose cache PyTorch's hooks on saved tensors do not see.
-        is_compiled: whether the whole step runs inside kernels that a dispatch mode does not see.
+        is_compiled: whether Inductor has to work, inside whose code a dispatch mode does not see allocations.
         note: what a reader of its figures has to know.
     """
 
@@ -124,9 +129,10 @@ def variants(budgets: Sequence[float], *, fuse: bool) -> Iterator[Variant]:
         fuse: whether Inductor fuses the formulas of memory sharing, as its authors' CUDA kernels do.
     """
     yield Variant("eager", "", _unchanged)
-    for method, options in (("bwsk-fx", WITH_INVERSES), ("bwsk-fx without inverses", WITHOUT_INVERSES)):
+    for method, options in OURS.items():
         for budget in budgets:
-            yield Variant(method, budget_label(budget), partial(reversible, budget=budget, **options))
+            build = partial(reversible, budget=budget, **options)
+            yield Variant(method, budget_label(budget), build, is_compiled="compiler" in options)
     yield Variant("checkpoint per block", "", checkpointed)
     policy = MatmulPolicy()
     yield Variant("selective checkpoint", "", partial(selective, policy=policy), policy=policy)
