@@ -33,7 +33,6 @@ _FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     aten.gelu.default: F.gelu,
     aten.convolution.default: torch.convolution,
 }
-_PLACEMENT = frozenset({"dtype", "layout", "device"})
 
 
 def bound(module: fx.GraphModule) -> fx.GraphModule:
@@ -69,9 +68,10 @@ def _has_its_tensors(node: fx.Node) -> bool:
 
 def _bind_cast(node: fx.Node) -> None:
     """Cast with `to`, which makes no copy where there is nothing to cast."""
-    operand, dtype = node.args[0], node.kwargs.get("dtype")
-    value = operand.meta.get("val") if isinstance(operand, fx.Node) else None
-    if not isinstance(value, Tensor) or dtype in (None, value.dtype) or not node.kwargs.keys() <= _PLACEMENT:
+    value = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
+    if not isinstance(value, Tensor) or not node.kwargs.keys() <= {"dtype", "layout", "device"}:
         return
-    if node.kwargs.get("layout", value.layout) == value.layout and node.kwargs.get("device", value.device) == value.device:
-        node.op, node.target, node.args, node.kwargs = "call_method", "to", (operand, dtype), {}
+    asked = {"dtype": value.dtype, "layout": value.layout, "device": value.device} | node.kwargs
+    if asked["dtype"] != value.dtype and (asked["layout"], asked["device"]) == (value.layout, value.device):
+        node.op, node.target, node.kwargs = "call_method", "to", {}
+        node.args = (*node.args, asked["dtype"])  # type: ignore[assignment]
