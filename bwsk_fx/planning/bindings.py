@@ -71,7 +71,7 @@ def _bind_cast(node: fx.Node) -> None:
     value = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
     if not isinstance(value, Tensor) or not node.kwargs.keys() <= {"dtype", "layout", "device"}:
         return
-    asked = {"dtype": value.dtype, "layout": value.layout, "device": value.device} | node.kwargs
+    asked: dict[str, Any] = {"dtype": value.dtype, "layout": value.layout, "device": value.device} | node.kwargs
     if asked["dtype"] != value.dtype and (asked["layout"], asked["device"]) == (value.layout, value.device):
         node.op, node.target, node.kwargs = "call_method", "to", {}
-        node.args = (*node.args, asked["dtype"])  # type: ignore[assignment]
+        node.args = (*node.args, asked["dtype"])
