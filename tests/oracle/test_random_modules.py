@@ -37,7 +37,8 @@ import pytest
 import random_modules
 import torch
 from hypothesis import HealthCheck, assume, given, note, seed, settings
-from random_modules import Spec, step
+from random_modules import Spec
+from random_steps import step
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
