@@ -3,6 +3,7 @@
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.capture import capture
 from bwsk_fx.certify import certify
+from bwsk_fx.certify_axes import certify_axes
 from bwsk_fx.modes import Applied, applied, apply
 from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
@@ -21,6 +22,7 @@ __all__ = [
     "apply",
     "capture",
     "certify",
+    "certify_axes",
     "compare_rulesets",
     "erasure_budget",
     "explain_saved",

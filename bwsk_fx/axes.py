@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from bwsk_fx.errors import RuleError
 from bwsk_fx.rules import (  # noqa: F401  (their rules register on import)
@@ -21,15 +22,24 @@ from bwsk_fx.rules import (  # noqa: F401  (their rules register on import)
     attention,
     convolution,
     elementwise,
+    factories,
     indexing,
+    lookup,
     loss,
     normalization,
+    padding,
+    pooling,
+    products,
     random,
     reduction,
+    resampling,
+    scans,
     shape,
     softmax,
+    sorting,
 )
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, axis_rule_of, claims, no_rule
+from bwsk_fx.rules.axis_composition import composed
 from bwsk_fx.rules.axis_table import Axis, AxisTable, Strength, extent
 
 _GUESSES: dict[tuple[bool, int], tuple[str, ...]] = {
@@ -70,12 +80,29 @@ def follow_axes(graph: fx.GraphModule) -> tuple[tuple[Step, ...], AxisTable]:
     """
     walk = _Walk()
     walk.run(graph, None)
+    while (same := walk.late_identities()) != walk.known:
+        # A rule has spoken of two axes that a later node made one.
+        walk = _Walk(same)
+        walk.run(graph, None)
     steps = (replace(step, claims=tuple(_resolved(step.claims, walk.axes))) for step in walk.steps)
     return tuple(steps), walk.axes
 
 
+Place = tuple[fx.Node, int]
+"""A node and a dimension of its result."""
+
+
 @dataclass
 class _Walk:
+    """One walk through a graph.
+
+    Attributes:
+        known: Where an axis is born that is one with an axis born before, by an earlier walk: its twin's place.
+        born: The axes of inputs, and of what is made without operands, by their places.
+    """
+
+    known: dict[Place, Place] = field(default_factory=dict)
+    born: dict[Place, Axis] = field(default_factory=dict)
     axes: AxisTable = field(default_factory=AxisTable)
     steps: list[Step] = field(default_factory=list)
     static: set[fx.Node] = field(default_factory=set)
@@ -100,6 +127,7 @@ class _Walk:
         guesses = _GUESSES.get((value.is_floating_point(), value.dim()), ("batch",))
         guesses += ("",) * (value.dim() - len(guesses))
         layout = tuple(self._input_axis(size, name) for size, name in zip(value.shape, guesses, strict=True))
+        self._bear(node, layout)
         said = claims(layout, Behaviour.MAP, "the facts of an input arrive shard by shard", consumed=False)
         result = _as_value(node, value, layout)
         self.steps.append(Step(node, "input", (), (result,), tuple(said)))
@@ -109,6 +137,19 @@ class _Walk:
         if isinstance(size, torch.SymInt):
             return self.axes.of_symbol(extent(size), name)
         return None if size == 1 else self.axes.new(name, Strength.GUESS)
+
+    def _bear(self, node: fx.Node, layout: Sequence[Axis | None]) -> None:
+        """Remember where axes are born, and make those one that are going to be."""
+        for dim, axis in enumerate(layout):
+            if axis is not None:
+                twin = self.born.get(self.known.get((node, dim), (node, dim)))
+                self.born[node, dim] = axis if twin is None else self.axes.unify(twin, axis)
+
+    def late_identities(self) -> dict[Place, Place]:
+        """Return the places of axes that turned out to be one with an axis born before."""
+        first: dict[Axis, Place] = {}
+        pairs = ((place, first.setdefault(self.axes.find(axis), place)) for place, axis in self.born.items())
+        return {place: twin for place, twin in pairs if place != twin}
 
     def _visit(self, graph: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         target = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
@@ -126,40 +167,68 @@ class _Walk:
         if isinstance(target, type) or not (_tensors(value) or value is None):
             # Classes hand results over; everything else without tensors is a size.
             return extent(value) if isinstance(value, torch.SymInt) else value
+        args, kwargs = self._loosened((args, kwargs))
         return self._call(AxisCall(node, target, args, kwargs, tuple(map(_shape, _tensors(value))), self.axes))
+
+    def _loosened(self, arguments: Any) -> Any:
+        """Give constants axes of their own in each call with data: every shard has all of their facts.
+
+        Otherwise a mask that meets queries here and keys there would make one axis of the two.
+        """
+        values = [leaf for leaf in _leaves(arguments) if isinstance(leaf, Value)]
+        fixed = [value for value in values if value.node in self.static]
+        if len(fixed) == len(values):
+            return arguments
+        own = {id(value): replace(value, layout=self.axes.fresh(value.shape)) for value in fixed}
+        return pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), arguments, is_leaf=_is_value)
 
     def _call(self, call: AxisCall) -> Any:
         effect, known = self._effect(call)
+        if len(effect.layouts) == 1 and not any(claim.consumed for claim in effect.claims):
+            self._bear(call.node, effect.layouts[0])
         value = call.node.meta["val"]
         results = tuple(
             _as_value(call.node, tensor, layout) for tensor, layout in zip(_tensors(value), effect.layouts, strict=True)
         )
         words = _words(call.target)
         self.steps.append(Step(call.node, words, call.inputs, results, effect.claims, unknown=not known))
-        if not isinstance(value, (tuple, list)):
-            return results[0] if results else None
         remaining = iter(results)
-        return tuple(next(remaining) if isinstance(item, torch.Tensor) else item for item in value)
+        return pytree.tree_map_only(torch.Tensor, lambda _: next(remaining), value)
 
     def _effect(self, call: AxisCall) -> tuple[Effect, bool]:
         """Return what a call does, and whether a rule says so."""
-        rule = axis_rule_of(call.target)
         if self.static.issuperset(value.node for value in call.inputs):
             self.static.add(call.node)
-            if not call.inputs or rule is no_rule:
-                # What is computed from parameters and constants alone is at hand on every shard.
-                return Effect((), tuple(map(self.axes.fresh, call.shapes))), True
+            return self._constant(call), True
         if call.target is operator.getitem and isinstance(call.args[0], tuple):
             return _picked(call), True
-        if not call.shapes:
-            # It writes into an operand, of which no rule speaks.
-            rule = no_rule
+        # What writes into an operand has no results, and no rule speaks of it.
+        rule = axis_rule_of(call.target) if call.shapes else no_rule
+        if rule is no_rule and call.shapes and (effect := composed(call)) is not None:
+            return effect, True
         return rule(call), rule is not no_rule
+
+    def _constant(self, call: AxisCall) -> Effect:
+        """Return the effect of a call on parameters and constants alone, which every shard can make by itself."""
+        rule = axis_rule_of(call.target)
+        effect = rule(call) if call.inputs and call.shapes and rule is not no_rule else None
+        if effect is None or not all(claim.behaviour.coordination_free for claim in effect.claims):
+            return Effect((), tuple(map(self.axes.fresh, call.shapes)))
+        return effect
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, Value)
+
+
+def _leaves(arguments: Any) -> list[Any]:
+    return pytree.tree_leaves(arguments, is_leaf=_is_value)
 
 
 def _picked(call: AxisCall) -> Effect:
-    layout = call.args[0][call.args[1]].layout
-    return Effect(tuple(claims(layout, Behaviour.MAP, "one of several results")), (layout,))
+    layouts = tuple(value.layout for value in _leaves(call.args[0][call.args[1]]))
+    said = (claim for layout in layouts for claim in claims(layout, Behaviour.MAP, "one of several results"))
+    return Effect(tuple(dict.fromkeys(said)), layouts)
 
 
 def _is_region(graph: fx.GraphModule, operand: Any) -> bool:
@@ -181,8 +250,7 @@ def _as_value(node: fx.Node, value: torch.Tensor, layout: Sequence[Axis | None])
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    several = value if isinstance(value, (tuple, list)) else [value]
-    return [item for item in several if isinstance(item, torch.Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _shape(value: torch.Tensor) -> tuple[Any, ...]:

@@ -58,7 +58,7 @@ def certify(
         type_nodes(graph)
     if any(node.meta["bwsk"].ruleset != "sound" for node in graph.graph.nodes):
         raise RuleError('only the "sound" ruleset names inverses; type the graph with it and certify it again')
-    inputs = _bound(graph, example_inputs)
+    inputs = bound_inputs(graph, example_inputs)
     certifier = _Certifier(graph, tuple(dtypes), tuple(ADVERSARIAL) if adversarial else (), _batch(inputs))
     with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(graph):
         for hook in graph._forward_pre_hooks.values():
@@ -141,7 +141,7 @@ def _condition(trial: Trial) -> str:
     return "" if number is None else f"; the condition number of its map is {number:.1e}"
 
 
-def _bound(graph: fx.GraphModule, example_inputs: ExampleInputs) -> dict[str, Any]:
+def bound_inputs(graph: fx.GraphModule, example_inputs: ExampleInputs) -> dict[str, Any]:
     """Return the graph's inputs by name; constants of the graph, which are no inputs, may be among the examples."""
     names = {str(node.target) for node in graph.graph.find_nodes(op="placeholder")}
     if isinstance(example_inputs, Mapping):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule, mapped
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims, mapped
 from bwsk_fx.rules.bijections import one_bit_each, unchanged, undo_by
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
 from bwsk_fx.rules.sizes import short
@@ -205,3 +205,24 @@ def linear_activation(_: Call) -> Verdict:
 def activation_axes(call: AxisCall) -> Effect:
     """Maps every axis."""
     return mapped(call.operand.layout, "it acts on each element on its own")
+
+
+@axis_rule(nn.PReLU, F.prelu, torch.prelu)
+def prelu_axes(call: AxisCall) -> Effect:
+    """Maps every axis; each channel has a slope of its own."""
+    return mapped(call.operand.layout, "it acts on each element on its own")
+
+
+@axis_rule(nn.GLU, F.glu, torch._C._nn.glu)
+def glu_axes(call: AxisCall) -> Effect:
+    """Maps every axis; along the halved one the facts of the two halves meet under new indices."""
+    place = call.option("dim", 1, -1) % call.operand.rank
+    layout = list(call.operand.layout)
+    whole = layout[place]
+    said = claims((axis for axis in layout if axis is not whole), Behaviour.MAP, "each row is gated on its own")
+    why = "an element and its gate lie half the axis apart"
+    said += claims([whole], Behaviour.BARRIER, why, role="operand", produced=False)
+    (layout[place],) = call.axes.fresh([call.shape[place]])
+    call.axes.call(layout[place], "" if whole is None else call.axes.name(whole))
+    said += claims([layout[place]], Behaviour.BARRIER, why, role="result", consumed=False)
+    return Effect(tuple(said), (tuple(layout),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,3 +153,13 @@ def _inner_claims(call: AxisCall, left: Value, right: Value, kept: list[Axis | N
 
 def _gathered(axis: Axis | None, value: Value, why: str, role: str) -> list[Claim]:
     return claims([axis], Behaviour.BARRIER, why, role=role, produced=False, moved=value.bytes_per_sample)
+
+
+@axis_rule(ops="addmm baddbmm")
+def added_product_axes(call: AxisCall) -> Effect:
+    """A matrix product, to which a shared or sharded summand comes."""
+    summand, left, right = call.inputs[:3]
+    inner = replace(call, args=(left, right), kwargs={})
+    product = matmul_axes(inner)
+    layout, clashes = aligned(call.axes, [product.layouts[0], summand.layout], len(call.shape))
+    return Effect((*product.claims, *clashes), (layout,))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims, opaque
 from bwsk_fx.rules.axis_table import Axis, per_sample
 from bwsk_fx.rules.registry import Call, erases, labels, unproven
 from bwsk_fx.rules.sizes import as_int, elements
@@ -76,10 +76,12 @@ def _value(operand: Any) -> torch.Tensor:
 def scaled_dot_product_axes(call: AxisCall) -> Effect:
     """Maps samples, heads and queries; waits for all keys; sums over the features of queries and keys."""
     query, key, value = (call.option(name, place) for place, name in enumerate(("query", "key", "value")))
+    mask = call.option("attn_mask", 3)
     leading = [operand.layout[:-2] for operand in (query, key, value)]
     # Grouped queries have more heads than keys: sharded by groups, which are not one axis of this graph.
     grouped = query.shape[:-2] != key.shape[:-2]
-    batch, clashes = aligned(call.axes, leading[:1] if grouped else leading, query.rank - 2)
+    masks = [mask.layout[:-2]] if isinstance(mask, Value) else []
+    batch, clashes = aligned(call.axes, [*(leading[:1] if grouped else leading), *masks], query.rank - 2)
     rows, features = query.layout[-2], value.layout[-1]
     keys = _same(call, key.layout[-2], value.layout[-2])
     inner = _same(call, query.layout[-1], key.layout[-1])
@@ -113,3 +115,24 @@ def _inner_claims(inner: Axis | None, query: Value, key: Value) -> list[Claim]:
     scores = query.bytes_per_sample // query.shape[-1] * per_sample(key.shape[-2])
     why = "each shard of the features yields a partial sum of the scores, which softmax needs complete"
     return claims([inner], Behaviour.REDUCE, why, role="query and key", produced=False, moved=scores)
+
+
+@axis_rule(nn.MultiheadAttention)
+def multihead_axes(call: AxisCall) -> Effect:
+    """Maps samples; tokens and features meet in attention and in the projections."""
+    query = call.operand
+    place = 0 if call.target.batch_first else 1
+    if query.rank != 3:
+        return opaque(call, "without a batch it has no axis rule")
+    batch = query.layout[place]
+    inputs = [axis for value in call.inputs[:3] for dim, axis in enumerate(value.layout) if dim != place]
+    for value in call.inputs[1:3]:
+        _same(call, batch, value.layout[place])
+    said = claims([batch], Behaviour.MAP, "each sample attends on its own")
+    why = "keys of all tokens, and all features, meet in it; take it apart to shard them"
+    said += claims(dict.fromkeys(axis for axis in inputs if axis is not None), Behaviour.BARRIER, why, produced=False)
+    layouts = [call.axes.fresh(shape) for shape in call.shapes]
+    for number, layout in enumerate(layouts):
+        own = place if number == 0 else 0
+        layouts[number] = (*layout[:own], batch, *layout[own + 1 :])
+    return Effect(tuple(said), tuple(layouts))

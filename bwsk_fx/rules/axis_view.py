@@ -26,6 +26,12 @@ def reshape(call: AxisCall) -> Effect:
     return _Reshape(call.axes, call.operand.layout, call.operand.shape, call.shape).effect()
 
 
+def split(axes: AxisTable, axis: Axis, size: Extent, sizes: Sequence[Extent]) -> tuple[Layout, tuple[Claim, ...]]:
+    """Take an axis of a size apart, from the outermost part to the innermost; parts that are known are found again."""
+    effect = _Reshape(axes, (axis,), (size,), tuple(sizes)).effect()
+    return effect.layouts[0], effect.claims
+
+
 @dataclass
 class _Reshape:
     axes: AxisTable

@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, axis_rule, claims
 from bwsk_fx.rules.axis_table import Axis
+from bwsk_fx.rules.axis_windows import Sliding
 from bwsk_fx.rules.contraction import by_counting
 from bwsk_fx.rules.deconvolution import condition, rebuild
 from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import as_int
 from bwsk_fx.rules.undo import Undo
-from bwsk_fx.rules.windows import MOST_WORK, Windows, each, full_rank, starved, unread, windows, work
+from bwsk_fx.rules.windows import MOST_WORK, Windows, full_rank, starved, unread, windows, work
 from bwsk_fx.verdict import REFINED, Verdict
 
 
@@ -66,7 +67,7 @@ _SPATIAL_NAMES = {1: ("token",), 2: ("height", "width"), 3: ("depth", "height", 
 
 @axis_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, F.conv1d, F.conv2d, F.conv3d)
 def convolution_axes(call: AxisCall) -> Effect:
-    """Sums over input channels; maps positions where windows tile them, and waits where windows overlap."""
+    """Sums over input channels; maps windows where they tile the positions, and waits where they overlap."""
     kernel = _kernel_of(call)
     count = len(kernel)
     channel, positions = call.operand.layout[-count - 1], call.operand.layout[-count:]
@@ -74,8 +75,7 @@ def convolution_axes(call: AxisCall) -> Effect:
         call.axes.call(axis, name)
     said = claims(call.operand.layout[: -count - 1], Behaviour.MAP, "each sample is convolved on its own")
     outer = _channels(call, channel, call.shape[-count - 1], said)
-    tiled = _tiled(call, kernel)
-    made = [_position(call, dim, axis, tiled[dim], said) for dim, axis in enumerate(positions, start=-count)]
+    made = Sliding.of(call, kernel, Behaviour.REDUCE, stride=3, padding=4, dilation=5).moved(call, said)
     return Effect(tuple(said), ((*call.operand.layout[: -count - 1], outer, *made),))
 
 
@@ -98,28 +98,3 @@ def _channels(call: AxisCall, channel: Axis | None, out: int, said: list[Claim])
     why = "each shard of the kernels yields channels of its own"
     said += claims([outer], Behaviour.MAP, why, role="output", consumed=False)
     return outer
-
-
-def _tiled(call: AxisCall, kernel: tuple[int, ...]) -> dict[int, bool]:
-    """Tell for each spatial dimension whether its windows neither overlap nor reach over the border."""
-    places = (("stride", 3), ("dilation", 5))
-    stride, dilation = (each(call.option(name, place, 1), len(kernel)) for name, place in places)
-    padding = call.option("padding", 4, 0)
-    around = kernel if padding == "same" else each(0 if padding == "valid" else padding, len(kernel))
-    plain = zip(kernel, stride, dilation, around, strict=True)
-    tiles = [size <= step and spread == 1 and not pad for size, step, spread, pad in plain]
-    return dict(enumerate(tiles, start=-len(kernel)))
-
-
-def _position(call: AxisCall, dim: int, axis: Axis | None, tiled: bool, said: list[Claim]) -> Axis | None:
-    if axis is None:
-        return call.axes.fresh(call.shape[dim:])[0]
-    if call.shape[dim] == 1:
-        why = "one window covers the axis, and each shard yields a partial sum"
-        said += claims([axis], Behaviour.REDUCE, why, produced=False)
-        return None
-    if tiled:
-        said += claims([axis], Behaviour.MAP, "windows tile the axis, so whole windows yield whole outputs")
-        return axis
-    said += claims([axis], Behaviour.BARRIER, "windows reach into neighbouring shards (a halo) or over the border")
-    return axis

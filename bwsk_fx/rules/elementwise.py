@@ -299,7 +299,7 @@ def _is_mask(operand: Any) -> bool:
 @axis_rule(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow)
 @axis_rule(operator.gt, operator.lt, operator.ge, operator.le, operator.eq, operator.ne, operator.and_, operator.or_)
 @axis_rule(ops="add sub rsub mul div true_divide pow remainder fmod floor_divide maximum minimum where masked_fill")
-@axis_rule(ops="clamp clamp_min clamp_max clip")
+@axis_rule(ops="clamp clamp_min clamp_max clip lerp addcmul addcdiv")
 @axis_rule(ops="gt lt ge le eq ne logical_and logical_or bitwise_and bitwise_or")
 @axis_rule(methods="__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __mod__")
 @axis_rule(methods="__floordiv__ __rfloordiv__ __gt__ __lt__ __ge__ __le__ __eq__ __ne__ __and__ __or__")
@@ -312,9 +312,9 @@ def elementwise_axes(call: AxisCall) -> Effect:
 @axis_rule(operator.neg, operator.abs, operator.invert, methods="__invert__")
 @axis_rule(ops="neg negative exp expm1 exp2 log log1p log2 log10 sqrt rsqrt reciprocal logit sinh asinh square abs")
 @axis_rule(ops="absolute cosh sin cos tan sign sgn floor ceil round trunc frac isnan isinf isfinite logical_not")
-@axis_rule(ops="bitwise_not")
+@axis_rule(ops="bitwise_not tril triu")
 @axis_rule(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like)
-@axis_rule(methods="to type float double half bfloat16 int long bool short type_as cpu cuda")
+@axis_rule(methods="to type float double half bfloat16 int long bool short type_as cpu cuda", atens="_to_copy")
 def unary_axes(call: AxisCall) -> Effect:
     """Maps every axis."""
     return mapped(call.operand.layout, "it acts on each element on its own")

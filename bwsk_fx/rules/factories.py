@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bwsk_fx.rules.axis import AxisCall, Effect, axis_rule
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.sizes import short, widens
 from bwsk_fx.rules.undo import Run, Undo
@@ -63,3 +64,9 @@ def _end(place: int, base: float | None, run: Run) -> Tensor:
     if base is not None:
         value = value.log() / torch.tensor(base, dtype=value.dtype).log()
     return value.view(run.before.shape)
+
+
+@axis_rule(methods=_METHODS)
+def made_axes(call: AxisCall) -> Effect:
+    """Claims nothing: the operand gives its dtype and device, and every shard can make the result."""
+    return Effect((), tuple(map(call.axes.fresh, call.shapes)))

@@ -10,11 +10,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, axis_rule, claims, opaque
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims, opaque
 from bwsk_fx.rules.axis_table import Axis
 from bwsk_fx.rules.lookup import look_up
 from bwsk_fx.rules.moving import axis_size, by_missing, counted, lost, moves_back
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
+from bwsk_fx.rules.targets import operator_name
 from bwsk_fx.verdict import REFINED, Verdict
 
 
@@ -184,6 +185,8 @@ def _all_long(items: Sequence[Any]) -> bool:
 def getitem_axes(call: AxisCall) -> Effect:
     """Maps what it keeps; a number selects facts that one shard has."""
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    if len(index) == call.operand.rank and all(isinstance(item, Value) and _counts(item.node) for item in index):
+        return _spread(call, index)
     if any(isinstance(item, (Value, list)) for item in index):
         return opaque(call, "indices that are data can point into any shard")
     said: list[Claim] = []
@@ -197,6 +200,32 @@ def getitem_axes(call: AxisCall) -> Effect:
         else:
             said += selected(call.operand.layout[next(dims)])
     return Effect(tuple(said), (tuple(layout),))
+
+
+def _spread(call: AxisCall, index: tuple[Value, ...]) -> Effect:
+    """Follow `x[i, j]` where i and j count all indices of x, each in a dimension of its own: a transpose, in effect."""
+    layout: list[Axis | None] = [None] * len(call.shape)
+    for axis, size, item in zip(call.operand.layout, call.operand.shape, index, strict=True):
+        ranges = [dim - item.rank for dim, own in enumerate(item.shape) if own != 1]
+        if axis is None or len(ranges) != 1 or item.shape[ranges[0]] != size or layout[ranges[0]] is not None:
+            return opaque(call, "indices that are data can point into any shard")
+        own = item.layout[ranges[0]]
+        layout[ranges[0]] = axis if own is None else call.axes.unify(axis, own)
+    return Effect(tuple(claims(layout, Behaviour.MAP, "the indices count all of its facts")), (tuple(layout),))
+
+
+def _counts(node: Any) -> bool:
+    """Whether a tensor is 0, 1, 2, … along one dimension, by `torch.arange` and views of it."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is torch.arange:
+        return len(node.args) == 1 and not {"start", "step"} & set(node.kwargs)
+    if node.target in (operator.add, torch.add, "add"):
+        return node.args[1:] == (0,) and _counts(node.args[0])
+    if node.target is operator.getitem:
+        picks = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return all(pick in (None, slice(None)) for pick in picks) and _counts(node.args[0])
+    return node.target in ("unsqueeze", "view", "reshape", "to", torch.unsqueeze) and _counts(node.args[0])
 
 
 def selected(axis: Axis | None) -> list[Claim]:
@@ -238,3 +267,36 @@ def embedding_axes(call: AxisCall) -> Effect:
     why = "each shard of the table's columns yields features of its own"
     said += claims([features], Behaviour.MAP, why, role="output", consumed=False)
     return Effect(tuple(said), ((*ids, features),))
+
+
+@axis_rule(ops="gather take_along_dim")
+def gather_axes(call: AxisCall) -> Effect:
+    """Waits along the axis that indices point into; the others meet index by index."""
+    operand, index = call.inputs[:2]
+    place = call.option("dim", 2 if "take" in operator_name(call.target) else 1)
+    if place is None or operand.rank != index.rank:
+        return opaque(call, "indices that are data can point into any shard")
+    place %= operand.rank
+    others = [tuple(None if dim == place else axis for dim, axis in enumerate(one.layout)) for one in (operand, index)]
+    if any(operand.shape[dim] != index.shape[dim] for dim in range(index.rank) if dim != place):
+        return opaque(call, "the indices leave elements out")
+    layout, clashes = aligned(call.axes, others, index.rank)
+    why = "indices that are data can point into any shard"
+    said = claims(layout, Behaviour.MAP, "each row is indexed on its own")
+    said += claims([operand.layout[place]], Behaviour.BARRIER, why, role="operand", produced=False)
+    said += claims([index.layout[place]], Behaviour.MAP, "each index is looked up on its own", role="index")
+    return Effect((*said, *clashes), ((*layout[:place], index.layout[place], *layout[place + 1 :]),))
+
+
+@axis_rule(ops="index_select")
+def index_select_axes(call: AxisCall) -> Effect:
+    """Waits along the axis that indices point into, and maps the others."""
+    operand, index = call.inputs[:2]
+    place = call.option("dim", 1) % operand.rank
+    rest = tuple(None if dim == place else axis for dim, axis in enumerate(operand.layout))
+    said = claims(rest, Behaviour.MAP, "the same indices serve each row")
+    why = "indices that are data can point into any shard"
+    said += claims([operand.layout[place]], Behaviour.BARRIER, why, role="operand", produced=False)
+    said += claims(index.layout, Behaviour.MAP, "each index is looked up on its own", role="index")
+    made = index.layout[0] if index.layout else None
+    return Effect(tuple(said), ((*rest[:place], made, *rest[place + 1 :]),))

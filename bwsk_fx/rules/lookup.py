@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims
 from bwsk_fx.rules.moving import moves_back
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.undo import Run, Undo
@@ -146,3 +147,12 @@ def _ravelled(run: Run) -> Tensor:
     steps = [math.prod(sizes[place + 1 :]) for place in range(len(sizes))]
     whole = torch.zeros(run.before.shape, dtype=run.before.dtype)
     return sum((part * step for part, step in zip(run.output, steps, strict=True)), whole)
+
+
+@axis_rule(F.one_hot)
+def one_hot_axes(call: AxisCall) -> Effect:
+    """Maps every number; each shard of the classes is written by itself."""
+    (classes,) = call.axes.fresh(call.shape[-1:])
+    said = claims(call.operand.layout, Behaviour.MAP, "each number is written out on its own")
+    said += claims([classes], Behaviour.MAP, "each class asks for itself", consumed=False)
+    return Effect(tuple(said), ((*call.operand.layout, classes),))

@@ -157,7 +157,7 @@ def cross_entropy_axes(call: AxisCall) -> Effect:
 
 @axis_rule(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 @axis_rule(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy)
-@axis_rule(F.binary_cross_entropy_with_logits)
+@axis_rule(F.binary_cross_entropy_with_logits, nn.KLDivLoss, F.kl_div)
 def elementwise_loss_axes(call: AxisCall) -> Effect:
     """Sums over every axis."""
     layouts = [value.layout for value in call.inputs]
@@ -171,3 +171,9 @@ def _reduced(call: AxisCall, layout: Layout, before: Effect) -> Effect:
         return Effect((*before.claims, *said), (layout,))
     why = "each shard yields the sum and the number of its losses"
     return Effect((*before.claims, *claims(layout, Behaviour.REDUCE, why, produced=False)), ((),))
+
+
+@axis_rule(nn.NLLLoss, F.nll_loss)
+def picked_loss_axes(call: AxisCall) -> Effect:
+    """Waits for the class that is picked and sums over predictions."""
+    return cross_entropy_axes(call)

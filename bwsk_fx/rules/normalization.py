@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.arguments import Arguments
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, along, axis_rule, mapped
+from bwsk_fx.rules.axis_table import Extent, Layout
 from bwsk_fx.rules.registry import Call, by_products, erases, labels, other_operand, preserves, unproven
 from bwsk_fx.rules.sizes import elements
 from bwsk_fx.rules.undo import Run, Undo
@@ -307,6 +308,7 @@ def renorm(_: Call) -> Verdict:
 
 
 @axis_rule(nn.LayerNorm, F.layer_norm, torch.layer_norm, nn.RMSNorm, F.rms_norm, torch.rms_norm)
+@axis_rule(atens="native_layer_norm _fused_rms_norm")
 def last_dims_axes(call: AxisCall) -> Effect:
     """Waits for the normalised dimensions and maps the others."""
     shape = call.option("normalized_shape", 1)
@@ -343,4 +345,26 @@ def _normalized(call: AxisCall, dims: Sequence[int], others: str) -> Effect:
         "mean and variance need the whole axis before any element is scaled; the statistics alone would be a REDUCE of "
         "partial sums"
     )
-    return along(call, dims, Behaviour.BARRIER, why, others, keeps=True)
+    effect = along(call, dims, Behaviour.BARRIER, why, others, keeps=True)
+    # Mean and reciprocal deviation have size one where they were taken.
+    shared = zip(effect.layouts, call.shapes, strict=True)
+    return Effect(effect.claims, tuple(_squeezed(layout, shape) for layout, shape in shared))
+
+
+def _squeezed(layout: Layout, shape: Sequence[Extent]) -> Layout:
+    return tuple(None if size == 1 else axis for axis, size in zip(layout, shape, strict=True))
+
+
+@axis_rule(F.normalize)
+def unit_axes(call: AxisCall) -> Effect:
+    """Waits for the length of a vector and maps the others."""
+    return _normalized(call, call.dims("dim", 2) if "dim" in call.kwargs else (1,), "each vector is scaled on its own")
+
+
+@axis_rule(F.batch_norm)
+def batch_norm_function_axes(call: AxisCall) -> Effect:
+    """As for the module: with running statistics, it is a static affine map."""
+    if not call.option("training", 5, False):
+        return mapped(call.operand.layout, "running statistics make it a static affine map")
+    dims = [dim for dim in range(call.operand.rank) if dim != 1]
+    return _normalized(call, dims, "each channel has statistics of its own")

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, axis_rule, claims
+from bwsk_fx.rules.axis_table import Axis, Extent
 from bwsk_fx.rules.moving import counted, moves_back
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.targets import operator_name
+from bwsk_fx.rules.windows import each
 from bwsk_fx.verdict import REFINED, Verdict
 
 
@@ -142,3 +145,27 @@ def _by_coverage(call: Call, missing: int, of: int, why: str) -> Verdict:
     total = call.elements()
     amount = None if total is None else total // of * missing
     return erases(f"{why}, and {missing} of {of} elements do not come through on their own", amount, confidence=REFINED)
+
+
+@axis_rule(F.pad, torch.constant_pad_nd, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d)
+@axis_rule(nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d)
+@axis_rule(nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
+def pad_axes(call: AxisCall) -> Effect:
+    """Maps every axis; along a padded one the facts get other indices, and constants or copies of facts join them."""
+    said: list[Claim] = []
+    pairs = zip(call.operand.layout, call.operand.shape, call.shape, strict=True)
+    layout = tuple(_padded(call, axis, before, after, said) for axis, before, after in pairs)
+    return Effect(tuple(said), (layout,))
+
+
+def _padded(call: AxisCall, axis: Axis | None, before: Extent, after: Extent, said: list[Claim]) -> Axis | None:
+    # Padding on one side and a crop on the other could leave the size as it is.
+    widths = call.option("padding" if isinstance(call.target, nn.Module) else "pad", 1)
+    if before == after and min(each(widths, 2)) >= 0:
+        said += claims([axis], Behaviour.MAP, "it pads other axes")
+        return axis
+    made = call.axes.derived("" if axis is None else call.axes.name(axis), [] if axis is None else [axis])
+    why = "its facts lie at other indices, among constants or copies of some of them"
+    said += claims([axis], Behaviour.MAP, why, role="operand", produced=False)
+    said += claims([made], Behaviour.MAP, why, role="result", consumed=False)
+    return made

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims
+from bwsk_fx.rules.axis_windows import Sliding
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven, witness_of
 from bwsk_fx.rules.separable import separable
 from bwsk_fx.rules.sizes import elements
@@ -168,3 +170,25 @@ def max_pool_backward(call: Call) -> Verdict:
     if call.is_dynamic(source):
         return erases("of the pool's operand only the shape is used", elements(source.meta["val"]), confidence=REFINED)
     return unproven("gradients of windows that overlap are added up")
+
+
+@axis_rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+def average_axes(call: AxisCall) -> Effect:
+    """Sums within windows; samples and channels are pooled on their own."""
+    return _pooled(call, Behaviour.REDUCE, dilation=99)
+
+
+@axis_rule(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d)
+@axis_rule(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
+def largest_axes(call: AxisCall) -> Effect:
+    """Joins within windows; samples and channels are pooled on their own."""
+    return _pooled(call, Behaviour.JOIN, dilation=4)
+
+
+def _pooled(call: AxisCall, inside: Behaviour, dilation: int) -> Effect:
+    count = int(getattr(call.target, "__name__", type(call.target).__name__).lower().split("pool")[1][0])
+    leading = call.operand.layout[:-count]
+    said = claims(leading, Behaviour.MAP, "each channel of each sample is pooled on its own")
+    kernel = tuple(_each(call.option("kernel_size", 1), count))
+    made = Sliding.of(call, kernel, inside, stride=2, padding=3, dilation=dilation).moved(call, said)
+    return Effect(tuple(said), ((*leading, *made),) * len(call.shapes))

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from bwsk_fx import _torch_private as private
 from bwsk_fx.rules.affine import batch, first
 from bwsk_fx.rules.arguments import Arguments
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims, opaque
+from bwsk_fx.rules.axis_table import Axis
 from bwsk_fx.rules.composition import compose
 from bwsk_fx.rules.contraction import FULL_RANK, Terms, by_counting, product, solve, value_of
 from bwsk_fx.rules.registry import Call, erases, labels, others, preserves, unproven
@@ -284,3 +286,27 @@ def _scales(arguments: Arguments) -> tuple[Any, Any]:
         return arguments.argument(2, "scale_a"), arguments.argument(3, "scale_b")
     one, two = arguments.argument(2, "scale_a"), arguments.argument(5, "scale_b")
     return (one[0], two[0]) if len(one) == len(two) == 1 else (None, None)
+
+
+@axis_rule(torch.einsum)
+def einsum_axes(call: AxisCall) -> Effect:
+    """Maps letters of the result and sums over the others."""
+    equation, operands = call.args[0], call.inputs
+    terms, _, result = str(equation).replace(" ", "").partition("->")
+    letters = terms.split(",")
+    plain = "->" in str(equation) and "." not in terms and all(len(set(term)) == len(term) for term in letters)
+    if not plain or len(letters) != len(operands):
+        return opaque(call, "only products of named axes, each once per factor, have an axis rule")
+    axes: dict[str, Axis] = {}
+    for term, operand in zip(letters, operands, strict=True):
+        for letter, axis in zip(term, operand.layout, strict=True):
+            if axis is not None:
+                axes[letter] = call.axes.unify(axes[letter], axis) if letter in axes else axis
+    if len({call.axes.find(axis) for axis in axes.values()}) < len(axes):
+        return opaque(call, "one axis stands under two letters")
+    kept = tuple(axes.get(letter) for letter in result)
+    said = claims(kept, Behaviour.MAP, "each of its facts is multiplied on its own")
+    summed = (axis for letter, axis in axes.items() if letter not in result)
+    why = "each shard yields a partial sum of the products"
+    said += claims(summed, Behaviour.REDUCE, why, role="inner", produced=False)
+    return Effect(tuple(said), (kept,))

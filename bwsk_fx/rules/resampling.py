@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
 from bwsk_fx.rules.separable import separable, spatial_sizes
 from bwsk_fx.rules.single import run_target
@@ -169,3 +170,17 @@ def _never_sampled(call: Call, grid: Tensor) -> int:
         counts = 1 + torch.arange(samples.numel(), dtype=grid.dtype).view_as(samples) / max(samples.numel(), 1)
         (weights,) = torch.autograd.grad((samples * counts).sum(), image)
     return int((weights == 0).sum())
+
+
+@axis_rule(F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+def resampled_axes(call: AxisCall) -> Effect:
+    """Maps samples and channels; positions are mixed with their neighbours across shards."""
+    leading, positions = call.operand.layout[:2], call.operand.layout[2:]
+    why = "pixels are mixed with, or copied from, neighbours that another shard may have"
+    said = claims(leading, Behaviour.MAP, "each channel of each sample is resampled on its own")
+    said += claims(positions, Behaviour.BARRIER, why, produced=False)
+    made = call.axes.fresh(call.shape[2:])
+    for axis, before in zip(made, positions, strict=True):
+        call.axes.call(axis, "" if before is None else call.axes.name(before))
+    said += claims(made, Behaviour.BARRIER, why, consumed=False)
+    return Effect(tuple(said), ((*leading, *made),))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, along, axis_rule
 from bwsk_fx.rules.moving import axis_size
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, others, preserves, unproven
 from bwsk_fx.rules.sizes import short, widens
@@ -145,3 +146,10 @@ def _integrated(differences: Tensor, start: Tensor, times: int, dim: int) -> Ten
         head = begin.diff(n=order, dim=dim).narrow(dim, 0, 1) if order else begin.narrow(dim, 0, 1)
         value = torch.cat((head, value), dim).cumsum(dim).to(value.dtype)
     return value % 2 == 1 if boolean else value
+
+
+@axis_rule(ops="cumsum cumprod logcumsumexp cummax cummin")
+def scan_axes(call: AxisCall) -> Effect:
+    """Waits along the scanned axis, where every element needs all before it."""
+    why = "an element needs all that come before it; a scan of the shards' totals would make it a REDUCE"
+    return along(call, call.dims(), Behaviour.BARRIER, why, "each row is scanned on its own", keeps=True)

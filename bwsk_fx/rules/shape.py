@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped, opaque
 from bwsk_fx.rules.axis_table import Axis, Layout
 from bwsk_fx.rules.axis_view import reshape
 from bwsk_fx.rules.moving import counted, is_plain, moves, moves_back
@@ -25,6 +25,7 @@ from bwsk_fx.rules.registry import (
     unproven,
 )
 from bwsk_fx.rules.sizes import short, widens
+from bwsk_fx.rules.targets import operator_name
 from bwsk_fx.rules.undo import Run, Undo
 from bwsk_fx.verdict import REFINED, Verdict
 
@@ -222,7 +223,7 @@ def expand_axes(call: AxisCall) -> Effect:
 _ENTERS = "its facts enter the union under new indices"
 
 
-@axis_rule(torch.cat, torch.concat, torch.concatenate)
+@axis_rule(torch.cat, torch.concat, torch.concatenate, atens="cat")
 def cat_axes(call: AxisCall) -> Effect:
     """Maps every axis; along the joined one the result is the disjoint union of the operands' facts."""
     values = [value for value in call.inputs if value.rank == len(call.shape)]
@@ -237,6 +238,26 @@ def cat_axes(call: AxisCall) -> Effect:
     why = f"the disjoint union of the operands' facts: {words}"
     said += claims([union], Behaviour.MAP, why, role="result", consumed=False)
     return Effect((*said, *clashes), ((*layout[:place], union, *layout[place + 1 :]),))
+
+
+@axis_rule(ops="roll flip")
+def moved_axes(call: AxisCall) -> Effect:
+    """Maps every axis; along those that are rolled or flipped the facts get other indices."""
+    rolls = "roll" in operator_name(call.target)
+    if rolls and call.option("dims", 2) in (None, (), []):
+        return opaque(call, "it rolls all elements as one row")
+    dims = call.dims("dims", 2 if rolls else 1)
+    layout = list(call.operand.layout)
+    said = claims((axis for dim, axis in enumerate(layout) if dim not in dims), Behaviour.MAP, "it moves other axes")
+    for dim in dims:
+        if (axis := layout[dim]) is not None:
+            layout[dim] = call.axes.derived("", [axis])
+            said += claims([axis], Behaviour.MAP, _MOVED, role="operand", produced=False)
+            said += claims([layout[dim]], Behaviour.MAP, _MOVED, role="result", consumed=False)
+    return Effect(tuple(said), (tuple(layout),))
+
+
+_MOVED = "its facts are the same, under new indices"
 
 
 @axis_rule(torch.stack)
@@ -283,3 +304,21 @@ def unbind_axes(call: AxisCall) -> Effect:
     why = "each result has the facts of one index"
     said += claims([call.operand.layout[place]], Behaviour.MAP, why, role="selected", produced=False)
     return Effect(tuple(said), (rest,) * len(call.shapes))
+
+
+@axis_rule(ops="tile", methods="repeat")
+def repeat_axes(call: AxisCall) -> Effect:
+    """Maps every axis; a repeated one has its facts several times, under new indices."""
+    new = len(call.shape) - call.operand.rank
+    made = list(call.axes.fresh(call.shape[:new]))
+    said = claims(made, Behaviour.MAP, "each shard makes copies of its own", consumed=False)
+    for axis, before, after in zip(call.operand.layout, call.operand.shape, call.shape[new:], strict=True):
+        if before == after:
+            said += claims([axis], Behaviour.MAP, "it repeats other axes")
+            made.append(axis)
+            continue
+        repeated = call.axes.new(origins=[] if axis is None else [axis])
+        said += claims([axis], Behaviour.MAP, "its facts are there several times", role="operand", produced=False)
+        said += claims([repeated], Behaviour.MAP, "its facts are there several times", role="result", consumed=False)
+        made.append(repeated)
+    return Effect(tuple(said), (tuple(made),))

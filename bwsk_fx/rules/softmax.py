@@ -76,7 +76,8 @@ def softmax_backward(call: Call) -> Verdict:
     return erases("gradients that differ by a constant, or by a multiple of the result, become one", elements=rows)
 
 
-@axis_rule(nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, ops="softmax log_softmax")
+@axis_rule(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.softmax, F.log_softmax, F.softmin, ops="softmax log_softmax")
+@axis_rule(atens="_softmax _log_softmax _safe_softmax")
 def softmax_axes(call: AxisCall) -> Effect:
     """Waits for the axis that is normalised."""
     why = "the normaliser needs the whole axis; merging the logsumexp of each shard would make it a REDUCE"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, along, axis_rule, mapped, opaque
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, target_name, unproven
 from bwsk_fx.rules.sizes import is_batched
 from bwsk_fx.rules.targets import operator_name
@@ -199,3 +201,42 @@ def sparse(_: Call) -> Verdict:
 
 def _dense(run: Run) -> Tensor:
     return run.output.to_dense()  # type: ignore[no-any-return]
+
+
+_ORDER = "its order is that of the whole axis"
+_ROWS = "each row is ordered on its own"
+
+
+@axis_rule(ops="sort argsort topk msort")
+def sort_axes(call: AxisCall) -> Effect:
+    """Waits along the sorted axis; what comes out lies at places of its own."""
+    name = operator_name(call.target)
+    dims = (0,) if name == "msort" else call.dims("dim", 2 if name == "topk" else 1)
+    if name != "msort" and call.option("dim", 2 if name == "topk" else 1) is None:
+        dims = (call.operand.rank - 1,)
+    effect = along(call, dims, Behaviour.BARRIER, _ORDER, _ROWS, keeps=True)
+    claims = [replace(claim, produced=claim.behaviour is Behaviour.MAP) for claim in effect.claims]
+    # Where an element comes out depends on the others: the sorted axis is another one than before.
+    fresh = [call.axes.fresh(shape) for shape in call.shapes]
+    layouts = tuple(
+        tuple(
+            own if dim in dims else axis for dim, (own, axis) in enumerate(zip(new, call.operand.layout, strict=True))
+        )
+        for new in fresh
+    )
+    return Effect(tuple(claims), layouts)
+
+
+@axis_rule(ops="median nanmedian quantile nanquantile kthvalue mode")
+def rank_axes(call: AxisCall) -> Effect:
+    """Waits along the axis of which one element is picked by its rank."""
+    place = 2 if operator_name(call.target) in ("quantile", "nanquantile", "kthvalue") else 1
+    if len(call.shape) > call.operand.rank:
+        return opaque(call, "several ranks at once have no axis rule")
+    return along(call, call.dims("dim", place), Behaviour.BARRIER, _ORDER, _ROWS, keeps=False)
+
+
+@axis_rule(torch.bucketize)
+def bucket_axes(call: AxisCall) -> Effect:
+    """Maps every axis of what is sorted in; all bounds are needed."""
+    return mapped(call.operand.layout, "each element is sorted in on its own")

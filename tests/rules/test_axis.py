@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bwsk_fx
+from bwsk_fx.axes import follow_axes
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.errors import RuleError
 from bwsk_fx.report.calm import strictest
@@ -76,7 +77,12 @@ def test_a_linear_map_sums_its_inputs_and_maps_its_outputs():
         (lambda x: x.argmax(-1), {"batch": MAP, "token": MAP, "feature": JOIN}),
         (lambda x: x[:, 0], {"batch": MAP, "token": MAP, "feature": MAP}),
         (lambda x: x.to(torch.float64), {"batch": MAP, "token": MAP, "feature": MAP}),
-        (lambda x: x.flip(1), {"batch": BARRIER, "token": BARRIER, "feature": BARRIER}),
+        (lambda x: x.flip(1), {"batch": MAP, "token": MAP, "feature": MAP}),
+        (lambda x: x.cumsum(1), {"batch": MAP, "token": BARRIER, "feature": MAP}),
+        (lambda x: x.sort(-1)[1], {"batch": MAP, "token": MAP}),
+        (lambda x: torch.einsum("btf,fg->btg", x, x.new_ones(8, 5)), {"batch": MAP, "token": MAP, "feature": REDUCE}),
+        (lambda x: F.interpolate(x, scale_factor=2), {"batch": MAP, "token": MAP, "feature": BARRIER}),
+        (lambda x: x.repeat(1, 2, 1), {"batch": MAP, "token": MAP, "feature": MAP}),
     ],
 )
 def test_behaviours(operator, expected):
@@ -98,7 +104,12 @@ def test_batch_norm_needs_the_batch_in_train_mode_only():
 
 def test_windows_that_tile_are_mapped_and_windows_that_overlap_are_not():
     channels = {("channel", "input"): REDUCE, ("channel", "output"): MAP, ("batch", ""): MAP}
-    assert _facts(nn.Conv2d(3, 4, 2, 2), IMAGE) == channels | {("height", ""): MAP, ("width", ""): MAP}
+    windows = {("height", ""): MAP, ("width", ""): MAP, ("window", "window"): REDUCE}
+    assert _facts(nn.Conv2d(3, 4, 2, 2), IMAGE) == channels | windows
+    assert _facts(nn.MaxPool2d(2), IMAGE)["window", "window"] is JOIN
+    assert _facts(nn.AvgPool2d(2), IMAGE)["window", "window"] is REDUCE
+    assert _facts(nn.MaxPool2d(3, 2), IMAGE)["height", ""] is BARRIER
+    assert _facts(nn.Conv2d(3, 4, 1, 2), IMAGE)["height", "result"] is MAP
     assert _facts(nn.Conv2d(3, 4, 3), IMAGE) == channels | {("height", ""): BARRIER, ("width", ""): BARRIER}
     assert _facts(nn.Conv2d(3, 4, 2, 2, padding=1), IMAGE)["height", ""] is BARRIER
     assert _facts(nn.Conv2d(3, 4, 8), IMAGE) == channels | {("height", ""): REDUCE, ("width", ""): REDUCE}
@@ -106,10 +117,10 @@ def test_windows_that_tile_are_mapped_and_windows_that_overlap_are_not():
 
 
 def test_an_unknown_operator_is_a_barrier_on_every_axis():
-    report = _report(lambda x: x.relu().roll(1, 1), X)
-    assert report.unknown == ("roll",)
-    assert "no axis rule, counted as barriers: roll" in str(report)
-    facts = report.node("roll").facts
+    report = _report(lambda x: x.relu().unfold(1, 2, 2), X)
+    assert report.unknown == ("unfold",)
+    assert "no axis rule, counted as barriers: unfold" in str(report)
+    facts = report.node("unfold").facts
     assert {fact.axis: fact.behaviour for fact in facts} == dict.fromkeys(("batch", "token", "feature"), BARRIER)
     assert {fact.reason for fact in facts} == {"no axis rule"}
 
@@ -121,6 +132,51 @@ def test_a_subclass_with_its_own_forward_is_unknown():
 
     assert axis_rule_of(ChannelsFirst(8)) is no_rule
     assert axis_rule_of(nn.LayerNorm(8)) is not no_rule
+
+
+def test_a_module_without_a_rule_does_what_its_operators_do():
+    class Norm(nn.Module):
+        def forward(self, x):
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = Norm()
+
+        def forward(self, x):
+            return self.norm(x)
+
+    (step,) = [step for step in follow_axes(bwsk_fx.capture(Model(), (X,)))[0] if step.target != "input"][-1:]
+    found = {claim.behaviour for claim in step.claims}
+    assert found <= {MAP, REDUCE, BARRIER} and not step.unknown
+
+
+def test_axes_that_a_later_node_identifies_are_one_from_the_start():
+    """The loss tells that both inputs of the product are sharded alike, so that rows meet columns of their own axis."""
+
+    def model(x, y):
+        return (x @ y.mT).square().sum() + (x + y).sum()
+
+    steps, axes = follow_axes(bwsk_fx.capture(_Function(model), (torch.zeros(2, 6, 8), torch.zeros(2, 6, 8))))
+    (product,) = [step for step in steps if step.target == "matmul"]
+    rows, columns = product.results[0].layout[1:]
+    assert axes.find(rows) != axes.find(columns)
+    assert BARRIER in {claim.behaviour for claim in product.claims}
+
+
+def test_a_constant_does_not_make_one_axis_of_two():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.zeros(6, 8))
+
+        def forward(self, x, y):
+            return x + self.mask[:, 0], y + self.mask[:, 0]
+
+    steps, axes = follow_axes(bwsk_fx.capture(Masked(), (torch.zeros(3, 6), torch.zeros(3, 6))))
+    first, second = (axes.find(step.results[0].layout[1]) for step in steps if step.target == "add")
+    assert first != second
 
 
 def test_writing_into_a_tensor_is_a_barrier():
