@@ -45,13 +45,14 @@ class Facts:
     def dim(self, value: Value, axis: Axis) -> int | None:
         """Return the dimension that carries an axis, whole or merged with others."""
         for dim, own in enumerate(value.layout):
-            if own is not None and self._carries(own, axis):
+            if own is not None and self.carries(own, axis):
                 return dim
         return None
 
-    def _carries(self, own: Axis, axis: Axis) -> bool:
+    def carries(self, own: Axis, axis: Axis) -> bool:
+        """Whether an axis is another one, or made of it among others."""
         same = self.axes.find(own) == self.axes.find(axis)
-        return same or any(self._carries(part, axis) for part, _ in self.axes.parts(own))
+        return same or any(self.carries(part, axis) for part, _ in self.axes.parts(own))
 
     def _of_parts(self, value: Value, shape: Sequence[int], axis: Axis) -> Tensor | None:
         """Put the index together where the parts of an axis have dimensions of their own."""
