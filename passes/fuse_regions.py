@@ -147,10 +147,11 @@ def fuse_regions(
             where it is not labelled yet.
         options: What else the plan is asked for, see `PlanOptions`; or `tier="exact"`, `"balanced"` or `"smallest"`
             in place of a budget and a faith. With `faith="exact"` gradients are bit-identical to eager's, but for the
-            order of sums in four cases: a weight that is used twice under autocast (eager adds its gradients in half
+            order of sums in five cases: a weight that is used twice under autocast (eager adds its gradients in half
             precision, a region in full); a value with three or more uses in several regions (a region adds those of its
-            own uses first); a gradient that enters a region in another layout than the region was traced with;
-            gradients of softplus, ELU and hard activations on a CPU, whose layouts PyTorch foresees wrongly.
+            own uses first); a gradient that enters a region in another layout than the region was traced with; an
+            output of a region without a gradient, beside others with one (zeros stand for it); gradients of softplus,
+            ELU and hard activations on a CPU, whose layouts PyTorch foresees wrongly.
 
     Raises:
         PlanError: An option is out of range.

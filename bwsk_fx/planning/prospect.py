@@ -43,6 +43,7 @@ class Prospect:
         self.region, self.options, self.traced, self.costs = region, options, traced, costs
         joint = traced.joint
         self.conventional_seconds = math.fsum(costs.seconds(node) for node in joint.conventional.nodes)
+        self.conventional_bytes = joint.conventional_bytes()
         compiled = options.compiler != "eager"
         hypergraph = derive(joint, costs, exact=options.faith == "exact", invert=options.inverses, compiled=compiled)
         self.problem = Problem.of(joint, hypergraph, self.conventional_seconds)
@@ -128,7 +129,7 @@ class Prospect:
         return Plan(
             rows(joint, self.problem.hypergraph, solution),
             solution.kept_bytes,
-            joint.conventional_bytes(),
+            self.conventional_bytes,
             solution.extra_seconds,
             solution.intensive_seconds,
             math.fsum(self.costs.seconds(node) for node in written),

@@ -209,12 +209,12 @@ def _differs_by_design(fused: fx.GraphModule) -> bool:
 
 @contextmanager
 def _layouts_copied() -> Iterator[list[Layout]]:
-    """Note the gradients that enter a region in another layout than it was traced with."""
+    """Note the gradients that enter a region in another layout than it was traced with, or as zeros for none."""
     copied: list[Layout] = []
     original = Layout.applied_to
 
     def applied_to(self: Layout, gradient: Tensor | None) -> Tensor:
-        if gradient is not None and gradient.stride() != self.strides:
+        if gradient is None or gradient.stride() != self.strides:
             copied.append(self)
         return original(self, gradient)
 
