@@ -38,6 +38,7 @@ STYLES = {
     "bwsk-fx": Style("tab:red", "o", "left"),
     "bwsk-fx without inverses": Style("tab:orange", "s"),
     "bwsk-fx by Inductor": Style("tab:pink", "X", "left"),
+    "bwsk-fx backend": Style("tab:brown", "h", "above"),
     "checkpoint per block": Style("tab:blue", "^"),
     "selective checkpoint": Style("tab:cyan", "v"),
     "torch.compile": Style("tab:green", "D", "above"),

@@ -133,6 +133,8 @@ def variants(budgets: Sequence[float], *, fuse: bool) -> Iterator[Variant]:
         for budget in budgets:
             build = partial(reversible, budget=budget, **options)
             yield Variant(method, budget_label(budget), build, is_compiled="compiler" in options)
+    for budget in budgets:
+        yield Variant("bwsk-fx backend", budget_label(budget), partial(planned, budget=budget), is_compiled=True)
     yield Variant("checkpoint per block", "", checkpointed)
     policy = MatmulPolicy()
     yield Variant("selective checkpoint", "", partial(selective, policy=policy), policy=policy)
@@ -156,6 +158,12 @@ def budget_label(budget: float) -> str:
 def reversible(model: ViTForImageClassification, budget: float, **options: Any) -> nn.Module:
     """Apply bwsk-fx."""
     return bwsk_fx.apply(model, "reversible", budget=budget, **options)
+
+
+def planned(model: ViTForImageClassification, budget: float) -> ViTForImageClassification:
+    """Compile the whole model, planned by bwsk-fx."""
+    model.compile(backend="bwsk_fx", options={"budget": budget}, fullgraph=True, dynamic=False)
+    return model
 
 
 def selective(model: ViTForImageClassification, policy: MatmulPolicy) -> ViTForImageClassification:

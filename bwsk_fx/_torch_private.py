@@ -14,6 +14,13 @@ import torch
 from torch import fx, nn
 
 
+def inductor_partitioner() -> type:
+    """Return the class that Inductor's `config.custom_partitioner_fn` has to be an instance of."""
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    return CustomPartitionerFn
+
+
 @contextmanager
 def swapped_parameters(module: nn.Module, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
     """Let `module` see `tensors` in place of its parameters and buffers, tied ones included."""
@@ -141,11 +148,13 @@ def compile_boxed(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Cal
     The result takes one list of tensors like `inputs`, empties it, and frees each after its last use. What it returns
     has the strides of the values in the module. Random operators run eagerly, in the module's order.
     """
+    from torch._guards import tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 
-    # CUDA graphs would write the next region's results over what this one keeps.
-    with config.patch({"fallback_random": True, "triton.cudagraphs": False}), _writes_before_reads():
+    # CUDA graphs would write the next region's results over what this one keeps. A compilation that this one is part of
+    # would take the strides of these results for those of its own.
+    with config.patch({"fallback_random": True, "triton.cudagraphs": False}), _writes_before_reads(), tracing(None):
         output = module.graph.output_node()
         output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # type: ignore[arg-type]
         return compile_fx_inner(module, list(inputs))  # type: ignore[arg-type]
@@ -180,3 +189,77 @@ def _writes_before_reads() -> Iterator[None]:
 def generated_code(compiled: Callable[..., Any]) -> str:
     """Return the source that Inductor generated for what `compile_boxed` returned; empty where it computes nothing."""
     return getattr(compiled, "source_code", "")
+
+
+def all_reduce_sum(tensor: torch.Tensor, group: str) -> torch.Tensor:
+    """Return the sum of a tensor over the devices of a process group, named, as a new tensor; graphs can hold it."""
+    operators = torch.ops._c10d_functional
+    return operators.wait_tensor(operators.all_reduce(tensor.contiguous(), "sum", group))
+
+
+def reduce_scatter_sum(tensor: torch.Tensor, dim: int, group: str, size: int) -> torch.Tensor:
+    """Return this device's part, along `dim`, of the sum of a tensor over the `size` devices of a process group."""
+    operators = torch.ops._c10d_functional
+    parts = torch.cat(tensor.chunk(size, dim)) if dim else tensor.contiguous()
+    return operators.wait_tensor(operators.reduce_scatter_tensor(parts, "sum", size, group))
+
+
+def all_gather(tensor: torch.Tensor, dim: int, group: str, size: int) -> torch.Tensor:
+    """Return the parts of all `size` devices of a process group, joined along `dim`."""
+    operators = torch.ops._c10d_functional
+    parts = operators.wait_tensor(operators.all_gather_into_tensor(tensor.contiguous(), size, group))
+    return torch.cat(parts.chunk(size), dim) if dim else parts
+
+
+def is_collective(target: object) -> bool:
+    """Whether an operator talks to other devices."""
+    return getattr(target, "namespace", "") in ("_c10d_functional", "c10d_functional", "c10d")
+
+
+def compile_joint(
+    graph: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    partition: Callable[..., tuple[fx.GraphModule, fx.GraphModule]],
+    forward: Callable[..., Callable[..., Any]],
+    backward: Callable[..., Callable[..., Any]],
+    inference: Callable[..., Callable[..., Any]],
+    decompositions: Mapping[Any, Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Compile a graph of Dynamo's by AOTAutograd, with a partitioner and compilers of one's own.
+
+    `partition` takes the joint graph, its inputs, `num_fwd_outputs` and `static_lifetime_input_indices`. The compilers
+    take a graph of ATen calls with its fake inputs, and return what takes one list of tensors. The backward pass is
+    traced without autocast, which is how `loss.backward()` runs outside an autocast block.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch import config
+
+    compiler = aot_autograd(
+        fw_compiler=forward,
+        bw_compiler=backward,
+        inference_compiler=inference,
+        partition_fn=partition,
+        decompositions=dict(decompositions),
+    )
+    with config.patch(backward_pass_autocast="off"):
+        return compiler(graph, inputs)
+
+
+def retraced(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph of ATen calls and Python helpers as one of ATen calls alone, its placeholders' names kept."""
+    placeholders = module.graph.find_nodes(op="placeholder")
+    inputs = [node.meta["val"] for node in placeholders]
+    with without_autocast(), torch.no_grad():
+        traced = trace_for_inductor(module, inputs)
+    for own, node in zip(traced.graph.find_nodes(op="placeholder"), placeholders, strict=True):
+        own.target = node.name
+        own._rename(node.name)
+    traced.recompile()
+    return traced
+
+
+def boxed(function: Callable[[list[torch.Tensor]], Any]) -> Callable[[list[torch.Tensor]], Any]:
+    """Mark a function as one that takes its inputs in a list and empties it."""
+    function._boxed_call = True  # type: ignore[attr-defined]
+    return function

@@ -50,6 +50,7 @@ def capture(
         CaptureError: The model branches on data, fails on the inputs, or returns something that is not made of
             tensors; the message names the source line.
     """
+    _require_whole_parameters(model)
     inputs = _without_single_batch(_bind(model, example_inputs))
     graph_module, guard = _record(model, inputs, is_leaf)
     guard = GraphGuard(
@@ -189,6 +190,16 @@ def _require_same_buffers(path: str, module: nn.Module, before: Mapping[str, Any
 
 def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _require_whole_parameters(model: nn.Module) -> None:
+    for name, tensor in _own_tensors(model).items():
+        if hasattr(tensor, "full_tensor"):
+            raise CaptureError(
+                f"'{name}' is a DTensor, which a graph cannot hold: capture the model before fully_shard or "
+                "parallelize_module. To train with regions, use bwsk_fx.parallel.fully_shard_blocks, which puts them "
+                "into the blocks that FSDP2 gathers, or tensor_parallel, which shards the graph itself"
+            )
 
 
 def _without_single_batch(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from bwsk_fx.passes.find_regions import FindRegions
 from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.planning.options import PlanKeywords, PlanOptions, plan_options
+from bwsk_fx.signature import HOOKS
 
 MODES = ("conventional", "analyzed", "reversible")
 _STATE = "_bwsk_applied"
@@ -127,6 +129,7 @@ def applied(model: nn.Module) -> Applied | None:
 @functools.cache
 def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(original.forward)
+    @torch.compiler.disable(reason="bwsk_fx.apply has planned this model, and a compiler would plan it again")
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_STATE].run(self, args, kwargs)
 
@@ -140,13 +143,19 @@ def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
 
 @contextmanager
 def _as_it_was(model: nn.Module, original: type[nn.Module]) -> Iterator[None]:
-    """Give a model its own class back for a while, without forward methods that others have put on it."""
+    """Give a model its own class back for a while, without forward methods and hooks that others have put on it.
+
+    Its hooks run around the call that captures it, and those of FSDP would free its parameters inside.
+    """
     rewritten, replaced = type(model), model.__dict__.pop("forward", None)
+    hooks = {name: model.__dict__[name] for name in HOOKS}
     model.__class__ = original
+    model.__dict__.update({name: OrderedDict() for name in HOOKS})
     try:
         yield
     finally:
         model.__class__ = rewritten
+        model.__dict__.update(hooks)
         if replaced is not None:
             model.__dict__["forward"] = replaced
 

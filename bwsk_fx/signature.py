@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Parameters, buffers, children and hooks; everything else that a module holds may decide what it computes.
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 
@@ -72,7 +72,7 @@ class Settings:
     def hooked_module(self) -> str | None:
         """Return the path of a module with hooks, which a fused region would not run."""
         for path, module in self._modules():
-            if any(module.__dict__[hooks] for hooks in _HOOKS):
+            if any(module.__dict__[hooks] for hooks in HOOKS):
                 return path
         return None
 

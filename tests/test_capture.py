@@ -328,3 +328,17 @@ def test_what_methods_remember_of_a_capture_does_not_outlive_it(inside):
     graph = bwsk_fx.type_nodes(bwsk_fx.capture(model, x))
     assert torch.equal(model(x), expected)
     assert torch.equal(graph(x), expected)
+
+
+def test_sharded_parameters_are_refused():
+    from torch import distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = distribute_module(nn.Linear(4, 4), init_device_mesh("cpu", (1,)))
+        with pytest.raises(CaptureError, match=r"'weight' is a DTensor.*fully_shard_blocks"):
+            bwsk_fx.capture(model, torch.randn(2, 4))
+    finally:
+        dist.destroy_process_group()

@@ -327,3 +327,16 @@ def test_explaining_a_mode(make_vit, make_images):
     model = apply(make_vit())
     model(**make_images()).loss.backward()
     assert [entry.region for entry in bwsk_fx.explain_saved(model).regions] == [r.name for r in _regions(model)]
+
+
+def test_hooks_on_the_model_run_once(make_vit, make_images, train_step, assert_same_bits):
+    found = []
+    for mode in ("conventional", "reversible"):
+        model = make_vit()
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"pixel_values": 2 * kwargs["pixel_values"]}), with_kwargs=True
+        )
+        apply(model, mode, tier="exact") if mode == "reversible" else None
+        found.append(train_step(model, make_images()))
+    assert_same_bits(*found)
+    assert _ran_reversibly(model)

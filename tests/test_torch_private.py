@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,117 @@ def generated_code():
     compiled = private.compile_boxed(*_traced_for_inductor())
     assert "args.clear()" in private.generated_code(compiled)
     assert private.generated_code(lambda inputs: ()) == ""
+
+
+@contextmanager
+def _group_of_one() -> Iterator[str]:
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield dist.group.WORLD.group_name
+    finally:
+        dist.destroy_process_group()
+
+
+@check
+def all_reduce_sum():
+    x = torch.arange(6.0).view(2, 3).t()
+    with _group_of_one() as group:
+        assert torch.equal(total := private.all_reduce_sum(x, group), x)
+    assert not private.shares_storage(total, x)
+
+
+@check
+def reduce_scatter_sum():
+    x = torch.arange(6.0).view(2, 3)
+    with _group_of_one() as group:
+        assert all(torch.equal(private.reduce_scatter_sum(x, dim, group, 1), x) for dim in range(2))
+
+
+@check
+def all_gather():
+    x = torch.arange(6.0).view(2, 3)
+    with _group_of_one() as group:
+        assert all(torch.equal(private.all_gather(x, dim, group, 1), x) for dim in range(2))
+
+
+@check
+def is_collective():
+    assert private.is_collective(torch.ops._c10d_functional.all_reduce.default)
+    assert private.is_collective(torch.ops._c10d_functional.wait_tensor.default)
+    assert not private.is_collective(torch.ops.aten.mm.default) and not private.is_collective(torch.relu)
+
+
+@check
+def compile_joint() -> None:
+    seen: list[str] = []
+
+    def partition(joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **rest: object) -> object:
+        from torch._functorch.partitioners import default_partition
+
+        seen.append(f"{num_fwd_outputs} output")
+        assert "static_lifetime_input_indices" in rest
+        return default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **rest)
+
+    def compiler(name: str) -> Callable[..., Callable[..., object]]:
+        def run(module: fx.GraphModule, inputs: object) -> Callable[..., object]:
+            seen.append(name)
+            return private.boxed(lambda given: module(*given))
+
+        return run
+
+    def backend(graph: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        return private.compile_joint(
+            graph,
+            inputs,
+            partition=partition,
+            forward=compiler("forward"),
+            backward=compiler("backward"),
+            inference=compiler("inference"),
+            decompositions={},
+        )
+
+    torch._dynamo.reset()
+    x = torch.ones(3, requires_grad=True)
+    torch.compile(lambda x: x.sin().sum(), backend=backend)(x).backward()
+    assert torch.equal(x.grad, torch.ones(3).cos())
+    assert seen == ["1 output", "forward", "backward"]
+
+
+@check
+def boxed() -> None:
+    assert private.boxed(lambda given: given)._boxed_call
+
+
+@check
+def inductor_partitioner() -> None:
+    seen: list[str] = []
+
+    class Partitioner(private.inductor_partitioner()):
+        def __call__(self, gm: fx.GraphModule, joint_inputs: object, **kwargs: object) -> object:
+            from torch._functorch.partitioners import default_partition
+
+            seen.extend(sorted(kwargs))
+            return default_partition(gm, joint_inputs, num_fwd_outputs=kwargs["num_fwd_outputs"])
+
+        def uuid(self) -> str:
+            return "check"
+
+    torch._dynamo.reset()
+    x = torch.ones(3, requires_grad=True)
+    with torch._inductor.config.patch(custom_partitioner_fn=Partitioner(), force_disable_caches=True):
+        torch.compile(lambda x: x.sin().sum())(x).backward()
+    torch.testing.assert_close(x.grad, torch.ones(3).cos())
+    assert {"num_fwd_outputs", "static_lifetime_input_indices"} <= set(seen)
+
+
+@check
+def retraced() -> None:
+    graph = fx.Graph()
+    operand = graph.placeholder("primals_1")
+    operand.meta["val"] = private.fake_tensor(private.fake_mode(), torch.ones(3))
+    graph.output((graph.call_function(torch.nn.functional.gelu, (operand,)),))
+    module = private.retraced(fx.GraphModule(nn.Module(), graph))
+    assert [node.name for node in module.graph.find_nodes(op="placeholder")] == ["primals_1"]
+    assert all(isinstance(n.target, torch._ops.OpOverload) for n in module.graph.nodes if n.op == "call_function")

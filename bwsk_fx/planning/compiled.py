@@ -83,12 +83,21 @@ def compile_with_inductor(
     Raises:
         PlanError: Inductor cannot compile a module: there is no C++ compiler, or an operator is not supported.
     """
-    first = _compile(forward.graph, f"forward pass of region {region}")
-    second = _compile(_unboxed(backward.graph, forward.graph), f"backward pass of region {region}")
+    first = compile_graph(forward.graph, f"forward pass of region {region}")
+    second = compile_graph(unboxed(backward.graph, forward.graph), f"backward pass of region {region}")
     return CompiledForward(first), second
 
 
-def _compile(graph: fx.Graph, name: str) -> CompiledGraph:
+def compile_graph(graph: fx.Graph, name: str) -> CompiledGraph:
+    """Compile a graph of ATen calls that returns tensors of any nesting.
+
+    Args:
+        graph: Its placeholders are tensors; nodes have recorded values.
+        name: What it is, for errors.
+
+    Raises:
+        PlanError: Inductor cannot compile it.
+    """
     views = _returned_views(graph)
     read = [node for kind in (views, [graph.output_node()]) for user in kind for node in user.all_input_nodes]
     bases = [node for node in dict.fromkeys(read) if node not in views]
@@ -106,7 +115,7 @@ def _nothing(_: list[Tensor]) -> Sequence[Tensor]:
     return ()
 
 
-def _unboxed(backward: fx.Graph, forward: fx.Graph) -> fx.Graph:
+def unboxed(backward: fx.Graph, forward: fx.Graph) -> fx.Graph:
     """Return a copy of a backward graph with a placeholder for each entry that it pops from its list.
 
     The first entries look as the forward graph returns them: what it copied may lie otherwise than it was traced.

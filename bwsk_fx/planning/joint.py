@@ -85,6 +85,18 @@ def wrap_output(output: torch.Tensor) -> torch.Tensor:
     return aten._unsafe_view(output, output.shape)
 
 
+def wrap_outputs(graph: fx.Graph, count: int) -> None:
+    """Do for the first outputs of a traced graph what `wrap_output` does while it is traced."""
+    output = graph.output_node()
+    returned = list(output.args[0])  # type: ignore[arg-type]
+    for place, node in enumerate(returned[:count]):
+        if isinstance(node, fx.Node) and isinstance(node.meta["val"], torch.Tensor):
+            with graph.inserting_before(output):
+                returned[place] = graph.call_function(aten._unsafe_view.default, (node, list(node.meta["val"].shape)))
+            returned[place].meta = dict(node.meta)
+    output.args = (tuple(returned),)
+
+
 def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_indices: Iterable[int]) -> JointGraph:
     """Classify the nodes of a traced joint graph.
 
@@ -135,7 +147,9 @@ def is_constant(node: fx.Node) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether running the node again gives something else."""
+    """Whether running the node again gives something else, or makes other devices wait for a call they do not make."""
+    if private.is_collective(node.target):
+        return True
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     # Fused attention carries the tag for its dropout alone.

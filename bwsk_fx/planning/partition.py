@@ -19,6 +19,7 @@ from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
 from bwsk_fx.planning.kernels import fill_in_values
 from bwsk_fx.planning.liveness import peak_bytes
+from bwsk_fx.planning.simplify import forget_state_updates
 from bwsk_fx.planning.solve import Solution
 from bwsk_fx.planning.views import base_of
 from bwsk_fx.rules.inverse import laid_out
@@ -144,6 +145,7 @@ class _BackwardWriter:
                 self._at[node] = self._copy(node)
         gradients = [None if gradient is None else self._obtain(gradient) for gradient in self._joint.gradients]
         self._graph.output(tuple(gradients))
+        forget_state_updates(self._graph)
         self._drop_unread_static()
         return self._graph
 

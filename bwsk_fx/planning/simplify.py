@@ -41,6 +41,11 @@ _BRANCH_ONLY: Mapping[Any, int] = {
     aten.leaky_relu_backward.default: 1,
     aten.hardtanh_backward.default: 1,
 }
+# Backward operators that do not use some operands in train mode: whether they are in it, and the operands' places.
+_UNREAD_IN_TRAINING: Mapping[Any, tuple[Callable[[fx.Node], Any], tuple[int, ...]]] = {
+    aten.native_batch_norm_backward.default: (lambda node: node.args[7], (3, 4)),
+    aten.cudnn_batch_norm_backward.default: (lambda node: True, (3, 4)),
+}
 # Whose kernels are known to read no more than that.
 _DEVICES = ("cpu", "cuda")
 
@@ -114,8 +119,10 @@ def read_less(graph: fx.Graph) -> None:
     The backward passes of pooling use the shape of their operand alone: an empty tensor does. Those of ReLU and leaky
     ReLU use which elements pass: a boolean mask does, of which a plan may keep one bit per element. Those of hardtanh
     (ReLU6) and leaky ReLU may as well read the result, where the backward pass needs it anyway. What something else
-    reads in full stays as it is, since it has to be at hand.
+    reads in full stays as it is, since it has to be at hand. Batch norm's running statistics are not read in train
+    mode, and will have changed by then.
     """
+    _forget_running_statistics(graph)
     reads = _reads(graph)
     whole = {base for base, found in reads.items() if not all(read.of_shape() or read.of_branch() for read in found)}
     for base, found in reads.items():
@@ -127,6 +134,26 @@ def read_less(graph: fx.Graph) -> None:
             else:
                 _read_branch(read, whole)
     graph.eliminate_dead_code()
+
+
+def forget_state_updates(graph: fx.Graph) -> None:
+    """Let batch norms that run again, in train mode, leave the running statistics alone; all bits stay.
+
+    They were updated when the norm ran first, and are not what they were then.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_functional.default):
+        operand, weight, bias, _, _, trains, momentum, eps = node.args
+        if trains:
+            node.target = aten._native_batch_norm_legit.no_stats
+            node.args = (operand, weight, bias, True, momentum, eps)
+            node.meta["val"] = node.meta["val"][:3]
+
+
+def _forget_running_statistics(graph: fx.Graph) -> None:
+    for target, (trains, places) in _UNREAD_IN_TRAINING.items():
+        for node in graph.find_nodes(op="call_function", target=target):
+            for place in places if trains(node) else ():
+                node.update_arg(place, None)
 
 
 def _reads(graph: fx.Graph) -> dict[fx.Node, list[_Read]]:

@@ -50,7 +50,7 @@ def trace(function: Callable[..., Outputs], inputs: Mapping[str, Tensor], static
 
     leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs.values()]
     try:
-        joint = private.trace_joint(wrapped, leaves, _decompositions(leaves))
+        joint = private.trace_joint(wrapped, leaves, decompositions_on(leaves))
     except Exception as error:
         # PyTorch may append pages of its own state to the first sentence.
         cause = str(error).strip().split("\n")[0].split(". ")[0] or "no message"
@@ -64,7 +64,8 @@ def trace(function: Callable[..., Outputs], inputs: Mapping[str, Tensor], static
     return Traced(read, tuple(differentiable))
 
 
-def _decompositions(inputs: Sequence[Tensor]) -> dict[object, Callable]:
+def decompositions_on(inputs: Sequence[Tensor]) -> dict[object, Callable]:
+    """Return what replaces ATen operators that eager execution does not run on the device of the inputs."""
     # PyTorch traces dropout as the fused operator, which eager execution runs on accelerators only.
     if any(tensor.device.type != "cpu" for tensor in inputs):
         return {}
