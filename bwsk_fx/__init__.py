@@ -1,5 +1,6 @@
 """bwsk-fx: label what operators preserve or erase, and rebuild activations in the backward pass."""
 
+from bwsk_fx import compile
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.capture import capture
 from bwsk_fx.certify import certify
@@ -23,6 +24,7 @@ __all__ = [
     "capture",
     "certify",
     "certify_axes",
+    "compile",
     "compare_rulesets",
     "erasure_budget",
     "explain_saved",

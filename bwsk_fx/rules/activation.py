@@ -213,7 +213,7 @@ def prelu_axes(call: AxisCall) -> Effect:
     return mapped(call.operand.layout, "it acts on each element on its own")
 
 
-@axis_rule(nn.GLU, F.glu, torch._C._nn.glu)
+@axis_rule(nn.GLU, F.glu)
 def glu_axes(call: AxisCall) -> Effect:
     """Maps every axis; along the halved one the facts of the two halves meet under new indices."""
     place = call.option("dim", 1, -1) % call.operand.rank

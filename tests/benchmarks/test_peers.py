@@ -25,6 +25,7 @@ def test_the_variants_and_their_methods():
         "bwsk-fx, 0",
         "bwsk-fx without inverses, 0",
         "bwsk-fx by Inductor, 0",
+        "bwsk-fx backend, 0",
         "checkpoint per block",
         "selective checkpoint",
         "torch.compile, 1",

@@ -1,5 +1,6 @@
 """What the backward pass does not use, it does not read; all gradients keep their bits."""
 
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx.planning.simplify import drop_no_ops, read_less
+from bwsk_fx.planning.simplify import drop_no_ops, forget_state_updates, read_less
 
 aten = torch.ops.aten
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -270,3 +271,29 @@ def test_assertions_of_the_trace_are_dropped():
 
     assert "_assert_tensor_metadata.default" in _calls(_traced(function, torch.randn(4)))
     assert "_assert_tensor_metadata.default" not in _calls(_simplified(function, torch.randn(4)))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norms_running_statistics_are_read_in_eval_mode_alone(train):
+    def norm(x, w, mean, deviation):
+        return aten.native_batch_norm(x, w, w, mean.detach() + 0, deviation.detach() + 0, train, 0.1, 1e-5)[0]
+
+    graph = _simplified(norm, torch.randn(4, 3, 2), torch.randn(3), torch.zeros(3), torch.ones(3))
+    (backward,) = graph.find_nodes(op="call_function", target=aten.native_batch_norm_backward.default)
+    assert [argument is None for argument in backward.args[3:5]] == [train, train]
+
+
+def test_batch_norms_that_run_again_update_nothing():
+    graph = fx.Graph()
+    operands = [graph.placeholder(name) for name in ("x", "weight", "mean", "deviation")]
+    x, weight, mean, deviation = operands
+    norm = graph.call_function(
+        aten._native_batch_norm_legit_functional.default, (x, weight, None, mean, deviation, True, 0.1, 1e-5)
+    )
+    norm.meta["val"] = (torch.zeros(4, 3, 2), *(torch.zeros(3) for _ in range(4)))
+    graph.output(tuple(graph.call_function(operator.getitem, (norm, place)) for place in range(3)))
+    inputs = torch.randn(4, 3, 2), torch.randn(3), torch.zeros(3), torch.ones(3)
+    expected = _run(graph, *inputs)
+    forget_state_updates(graph)
+    assert not mean.users and not deviation.users
+    assert all(map(torch.equal, _run(graph, *inputs), expected))

@@ -1,0 +1,267 @@
+"""The `torch.compile` backend: AOTAutograd traces the joint graph, the planner partitions it, Inductor runs the halves.
+
+    torch.compile(model, backend="bwsk_fx", options={"budget": 0.1})
+
+`options` are those of `fuse_regions`; `compiler` is `inductor` unless it says `eager`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx, nn
+
+from bwsk_fx import _torch_private as private
+from bwsk_fx.errors import PlanError
+from bwsk_fx.planner import choose
+from bwsk_fx.planning.calibration import cost_model
+from bwsk_fx.planning.compiled import compile_graph, unboxed
+from bwsk_fx.planning.joint import read_joint, wrap_outputs
+from bwsk_fx.planning.layouts import run
+from bwsk_fx.planning.options import PlanOptions, plan_options
+from bwsk_fx.planning.plan import Plan
+from bwsk_fx.planning.program import Program
+from bwsk_fx.planning.prospect import Prospect
+from bwsk_fx.planning.trace import Traced, decompositions_on
+
+aten = torch.ops.aten
+_MODES = (None, "default")
+# Reports of the latest graphs are kept; a graph's constants are with them.
+_KEPT_REPORTS = 32
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What became of one graph of Dynamo's.
+
+    Attributes:
+        graph: Dynamo's graph, with the user's lines.
+        options: What its plan was asked for.
+        plan: What is kept, recomputed and inverted; None where nothing is trained.
+        forward: The forward half as planned, in ATen calls; None where nothing is trained.
+        backward: The backward half, likewise.
+    """
+
+    graph: fx.GraphModule
+    options: PlanOptions
+    plan: Plan | None
+    forward: fx.GraphModule | None
+    backward: fx.GraphModule | None
+
+
+_REPORTS: deque[CompileReport] = deque(maxlen=_KEPT_REPORTS)
+
+
+def last_report() -> CompileReport:
+    """Return what became of the graph that was compiled last.
+
+    Raises:
+        PlanError: Nothing has been compiled with this backend yet.
+    """
+    if not _REPORTS:
+        raise PlanError('nothing has been compiled with backend="bwsk_fx" yet: call the compiled model once')
+    return _REPORTS[-1]
+
+
+def reports() -> tuple[CompileReport, ...]:
+    """Return the reports of the latest graphs, in the order in which they were compiled; one per graph break."""
+    return tuple(_REPORTS)
+
+
+def backend(
+    graph: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo's; registered as `bwsk_fx`.
+
+    Args:
+        graph: The graph.
+        example_inputs: Fake tensors.
+        mode: None or `"default"`: other modes of Inductor's are about CUDA graphs and autotuning.
+        options: As for `fuse_regions`; `compiler` is `inductor` by default.
+
+    Raises:
+        PlanError: An option or the mode is unknown, sizes are symbolic, or no plan fits.
+    """
+    if mode not in _MODES:
+        raise PlanError(f'mode is {mode!r}: backend="bwsk_fx" has the default mode alone; its options are {_known()}')
+    return _Compilation(graph, plan_options(**{"compiler": "inductor", **(options or {})})).run(example_inputs)
+
+
+def _known() -> str:
+    return ", ".join(sorted((*PlanOptions.__dataclass_fields__, "tier")))
+
+
+class _Compilation:
+    """One graph on its way through AOTAutograd, whose compilers are called after its partitioner."""
+
+    def __init__(self, graph: fx.GraphModule, options: PlanOptions) -> None:
+        self._graph, self._options = graph, options
+        self._program: Program | None = None
+
+    def run(self, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Compile the graph."""
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        return private.compile_joint(
+            self._graph,
+            inputs,
+            partition=self._partition,
+            forward=self._forward,
+            backward=self._backward,
+            inference=self._inference,
+            decompositions=decompositions_on(tensors),
+        )
+
+    def _partition(
+        self,
+        joint: fx.GraphModule,
+        _: Sequence[Any],
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **__: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        self._program = program = _planned(joint, num_fwd_outputs, static_lifetime_input_indices or (), self._options)
+        _REPORTS.append(CompileReport(self._graph, self._options, program.plan, program.forward, program.backward))
+        return _flat_forward(program), _flat_backward(program)
+
+    def _forward(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return self._compiled(module, "forward pass")
+
+    def _backward(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        program = self._program
+        assert program is not None  # AOTAutograd partitions first.
+        if self._options.compiler == "eager":
+            # The planned module frees what it has read; one with a placeholder per tensor could not.
+            return private.boxed(lambda given: program.run_backward(given))
+        return self._compiled(module, "backward pass")
+
+    def _inference(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        _REPORTS.append(CompileReport(self._graph, self._options, None, None, None))
+        return self._compiled(module, "graph")
+
+    def _compiled(self, module: fx.GraphModule, what: str) -> Callable[..., Any]:
+        if self._options.compiler == "inductor":
+            compiled = compile_graph(module.graph, what)
+            return private.boxed(lambda inputs: compiled(inputs))
+
+        def eager(inputs: list[Tensor]) -> Any:
+            given = list(inputs)
+            inputs.clear()
+            return run(module, *given)
+
+        return private.boxed(eager)
+
+
+_InductorPartitioner: Any = private.inductor_partitioner()
+
+
+class Partitioner(_InductorPartitioner):
+    """The planner as Inductor's own partitioner, for `backend="inductor"`: its `config.custom_partitioner_fn`.
+
+    Inductor has taken operators such as layer norm apart by then, so that fewer values can be inverted than by
+    `backend="bwsk_fx"`. Its caches stay on: the partitioner has a name made of its options and of bwsk-fx's files.
+
+    Args:
+        budget: As for `fuse_regions`.
+        **options: Likewise.
+
+    Raises:
+        PlanError: An option is unknown or out of range.
+    """
+
+    def __init__(self, budget: float | None = None, **options: Any) -> None:
+        self.options = plan_options(budget, **{"compiler": "inductor", **options})
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Partition a joint graph; called by Inductor."""
+        static = kwargs.get("static_lifetime_input_indices") or ()
+        program = _planned(gm, kwargs["num_fwd_outputs"], static, self.options)
+        _REPORTS.append(CompileReport(gm, self.options, program.plan, program.forward, program.backward))
+        return private.retraced(_flat_forward(program)), private.retraced(_flat_backward(program))
+
+    def uuid(self) -> str:
+        """Return what tells this partitioner from any other."""
+        files = sorted(Path(__file__).parent.rglob("*.py"))
+        contents = b"".join(file.read_bytes() for file in files)
+        return hashlib.sha256(contents + str(self.options).encode()).hexdigest()
+
+
+def _planned(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Program:
+    """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has."""
+    _require_static(joint)
+    _write_out_constants(joint)
+    wrap_outputs(joint.graph, outputs)
+    read = read_joint(joint, outputs, static)
+    device = next(node.meta["val"].device for node in read.primals if isinstance(node.meta["val"], Tensor))
+    traced = Traced(read, (True,) * len(read.tangents))
+    return _chosen(Prospect("of the compiled graph", options, traced, cost_model(device, options.costs)), options)
+
+
+def _chosen(prospect: Prospect, options: PlanOptions) -> Program:
+    """Return the program that is right for the options; the graph is a region by itself."""
+    if options.plan is not None:
+        return prospect.from_file(options.plan, prospect.region)
+    if not options.bounds_memory:
+        return prospect.within_budget()
+    (index,) = choose([prospect.candidates], options, 0)
+    return prospect.candidates[index]
+
+
+def _flat_forward(program: Program) -> fx.GraphModule:
+    """Return the forward half as AOTAutograd wants it: outputs, then everything that the backward pass reads."""
+    graph = fx.Graph()
+    at: dict[fx.Node, fx.Node] = {}
+    copied: Any = graph.graph_copy(program.forward.graph, at)
+    outputs, kept = copied
+    primals = graph.find_nodes(op="placeholder")
+    graph.output((*outputs, *kept, *(primals[index] for index in program.static)))
+    return fx.GraphModule(nn.Module(), graph, class_name="CompiledForward")
+
+
+def _flat_backward(program: Program) -> fx.GraphModule:
+    """Return the backward half with a placeholder for each tensor that it reads."""
+    flat = unboxed(program.backward.graph, program.forward.graph)
+    return fx.GraphModule(nn.Module(), flat, class_name="CompiledBackward")
+
+
+def _require_static(joint: fx.GraphModule) -> None:
+    for node in joint.graph.nodes:
+        value = node.meta.get("val")
+        sizes = (value.shape, value.stride()) if isinstance(value, Tensor) else ((value,), ())
+        if any(isinstance(size, SymInt) for size in (*sizes[0], *sizes[1])):
+            raise PlanError(
+                f"node {node.name} has a symbolic size ({value}), which plans cannot have yet: call torch.compile with "
+                "dynamic=False, which compiles each size by itself"
+            )
+
+
+def _write_out_constants(joint: fx.GraphModule) -> None:
+    """Replace tensors that the graph holds by calls that make them, as long as they have one element."""
+    for node in joint.graph.find_nodes(op="get_attr"):
+        value = node.meta["val"]
+        held = getattr(joint, str(node.target))
+        if held.numel() != 1:
+            raise PlanError(
+                f"the graph holds a constant tensor of sizes {tuple(held.shape)} ({node.target}): register it as a "
+                "buffer of the model, so that it is an input"
+            )
+        with private.without_fake_mode():
+            number = held.item()
+        with joint.graph.inserting_before(node):
+            layout = {"dtype": value.dtype, "device": value.device}
+            made = joint.graph.call_function(aten.full.default, (list(value.shape), number), layout)
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        joint.graph.erase_node(node)
