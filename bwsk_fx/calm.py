@@ -16,6 +16,11 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from bwsk_fx.axes import Step, follow_axes
+from bwsk_fx.blocks import block_of
+from bwsk_fx.calm_backward import Backward, gradient_reduces
+from bwsk_fx.calm_choices import sharding_problem
+from bwsk_fx.calm_cost import Operation, Trials, operations
+from bwsk_fx.calm_order import Order, node_graph, order_of
 from bwsk_fx.report.calm import AxisFact, AxisReport, CalmReport, Coordination, NodeReport, behaviour_counts, strictest
 from bwsk_fx.rules.axis import Behaviour, Claim
 from bwsk_fx.rules.axis_table import Axis, AxisTable, tensor_bytes
@@ -44,15 +49,33 @@ class Analysis:
     Attributes:
         steps: Every node with its claims, in order, regions opened.
         axes: The axes.
+        operations: The steps with their weights and the origins of their operands.
     """
 
     steps: tuple[Step, ...]
     axes: AxisTable
+    operations: tuple[Operation, ...]
 
     @classmethod
     def of(cls, graph: fx.GraphModule) -> Analysis:
         """Analyse a captured graph."""
-        return cls(*follow_axes(graph))
+        steps, axes = follow_axes(graph)
+        return cls(steps, axes, operations(graph, steps))
+
+    @cached_property
+    def trials(self) -> Trials:
+        """What runs single nodes on tensors without numbers."""
+        return Trials(self.axes)
+
+    @cached_property
+    def backward(self) -> Backward:
+        """The backward passes."""
+        return Backward(self.operations, self.axes, self.trials)
+
+    @cached_property
+    def order(self) -> Order:
+        """The partial order of the nodes."""
+        return order_of(node_graph(self.operations, self.trials))
 
     def facts(self, step: Step) -> tuple[AxisFact, ...]:
         """Return what a step does on each axis that has a name."""
@@ -65,13 +88,23 @@ class Analysis:
 
     def report(self) -> CalmReport:
         """Return the report."""
-        reports = [NodeReport(step.node.name, step.target, self.facts(step)) for step in self.steps]
+        reports = [
+            NodeReport(
+                step.node.name,
+                step.target,
+                self.facts(step),
+                self.backward.facts(operation),
+                block_of(step.node) or "",
+            )
+            for step, operation in zip(self.steps, self.operations, strict=True)
+        ]
         nodes = tuple(report for report in reports if report.facts)
         partitions = self._partitions()
         names = dict.fromkeys(fact.axis for report in nodes for fact in report.facts)
         axes = tuple(_axis_report(name, nodes, partitions.get(name, [])) for name in names)
         unknown = tuple(step.node.name for step in self.steps if step.unknown)
-        return CalmReport(axes, nodes, unknown, _published_score(self.steps))
+        problem = sharding_problem(self.operations, self.backward)
+        return CalmReport(axes, nodes, unknown, _published_score(self.steps), self.order, problem)
 
     @cached_property
     def _families(self) -> Mapping[Axis, Axis]:
@@ -157,6 +190,8 @@ def _axis_report(name: str, nodes: Sequence[NodeReport], partitions: list[tuple[
         tuple(partitions),
         tuple(_points(name, carrying, Behaviour.BARRIER)),
         tuple(_points(name, carrying, Behaviour.REDUCE)),
+        behaviour_counts([behaviour for node in nodes if (behaviour := strictest(node.backward).get(name))]),
+        gradient_reduces([(node.node, fact) for node in nodes for fact in node.backward], name),
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `bwsk-fx inspect` and `bwsk-fx train`."""
+"""The command line: `bwsk-fx inspect`, `bwsk-fx calm` and `bwsk-fx train`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,20 @@ class PrecisionChoice(StrEnum):
     FP16 = "fp16"
 
 
+ModelName = Annotated[
+    str, typer.Argument(help="A model on the Hub, a local folder, or [b]vit-base[/b] or [b]vit-tiny-digits[/b].")
+]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="<int>", show_default="the model's", help="Height and width of the images."),
+]
+Layers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="<int>", show_default="the model's", help="Number of transformer blocks."),
+]
+
+
 def main() -> None:
     """Entry point of the `bwsk-fx` command."""
     app()
@@ -89,9 +103,7 @@ def _options(
 
 @app.command()
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="A model on the Hub, a local folder, or [b]vit-base[/b] or [b]vit-tiny-digits[/b].")
-    ],
+    model: ModelName,
     ruleset: Annotated[Ruleset, typer.Option(help="Which rules label the operators.")] = Ruleset.SOUND,
     calm: Annotated[
         bool, typer.Option("--calm", metavar="", help="Also show which axes can be split, and where not.")
@@ -114,15 +126,9 @@ def inspect(
             help="Also follow this node of the graph back to the inputs, or to what erases them.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of tables.")] = False,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="<int>", show_default="the model's", help="Height and width of the images."),
-    ] = None,
-    layers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="<int>", show_default="the model's", help="Number of transformer blocks."),
-    ] = None,
+    as_json: AsJson = False,
+    image_size: ImageSize = None,
+    layers: Layers = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="<int>", help="Images per batch while capturing.")] = 2,
 ) -> None:
     """Label every operator of an image classifier: preserved (S), erased (K) or unknown (GRAY).
@@ -138,6 +144,74 @@ def inspect(
             wanted = {"calm": calm, "compare": compare, "certify": certify, "erasure": erasure}
             reports = _reports(graph, inputs, ruleset, {name for name, asked in wanted.items() if asked}, node)
         _show_reports(model, ruleset, reports, as_json)
+
+
+@app.command()
+def calm(
+    model: ModelName,
+    axis: Annotated[
+        str | None, typer.Option(metavar="<name>", show_default=False, help="Only this axis, in detail.")
+    ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="<int>", show_default=False, help="Also choose axes for a training step on so many devices."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="<int>", show_default="one per device", help="Images per step, on all devices together."
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9, metavar="<GB/s>", show_default=False, help="What a device sends, to tell how long sending takes."
+        ),
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            metavar="<TFLOP/s>",
+            show_default=False,
+            help="What a device computes, to tell how long that takes.",
+        ),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="<file>", show_default=False, help="Also write a picture of the partitions.")
+    ] = None,
+    as_json: AsJson = False,
+    image_size: ImageSize = None,
+    layers: Layers = None,
+) -> None:
+    """Show which parts of an image classifier run without coordination, axis by axis.
+
+    Only the architecture is read, not the weights.
+
+    Example: [b]bwsk-fx calm vit-base --devices 4 --batch-size 8 --bandwidth 25[/b]
+    """
+    overrides = {"image_size": image_size, "num_hidden_layers": layers}
+    with _errors_as_lines(), _quiet():
+        from bwsk_fx.report import calm_command
+
+        calm_command.check(devices, batch_size=batch_size, bandwidth=bandwidth, speed=speed)
+        with _status(f"capturing {model}"):
+            graph, _ = _captured(model, 2, {key: value for key, value in overrides.items() if value})
+            reports = calm_command.reports(graph, axis, devices, batch_size)
+            if svg is not None:
+                calm_command.save_picture(reports["calm"], svg)
+        contents, seconds = calm_command.shown(reports, bandwidth, speed)
+        if as_json:
+            documents = {name: report.to_json() for name, report in contents.items()}
+            typer.echo(json.dumps({"model": model, **documents, **seconds}, indent=1))
+            return
+        console = _console()
+        for place, report in enumerate(contents.values()):
+            console.print(*([""] if place else []), report)
+        for name, value in seconds.items():
+            console.print(f"{name.replace('_', ' ')}: {value:.3g}")
 
 
 @app.command()

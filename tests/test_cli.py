@@ -53,7 +53,7 @@ class _Branching:
 
 
 def test_help_names_the_commands_and_every_option():
-    assert all(word in _run("--help").stdout for word in ("inspect", "train", "--version"))
+    assert all(word in _run("--help").stdout for word in ("inspect", "calm", "train", "--version"))
     text = _run("train", "--help").stdout
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
@@ -61,6 +61,9 @@ def test_help_names_the_commands_and_every_option():
     assert all(
         option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify")
     )
+    text = _run("calm", "--help").stdout
+    options = ("--axis", "--devices", "--batch-size", "--bandwidth", "--speed", "--svg", "--json", "--layers")
+    assert all(option in text for option in options)
 
 
 def test_the_choices_are_the_librarys():
@@ -128,6 +131,50 @@ def test_inspect_takes_layers_and_shows_calm():
     shown = _run(*small, "--calm")
     assert shown.exit_code == 0
     assert "vit-base under the published ruleset" in shown.stdout
+
+
+SMALL_CALM = ["calm", "vit-base", "--layers", 2, "--image-size", 32]
+
+
+def test_calm_shows_axes_order_and_a_sharding():
+    shown = _run(*SMALL_CALM, "--devices", 2, "--batch-size", 1000, "--bandwidth", 25, "--speed", 1, COLUMNS="100")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.startswith("side by side, 2 times") for line in lines)
+    assert "2 devices, 1000 samples per step" in shown.stdout
+    (batch,) = [line.split() for line in lines if line.startswith("batch   pixel_values")]
+    assert batch[:4] == ["batch", "pixel_values", batch[2], "1"]
+    assert [line.split(":")[0] for line in lines[-2:]] == ["seconds computing", "seconds sending"]
+
+
+def test_calm_as_json_says_what_the_tables_say():
+    options = ["--devices", 2, "--batch-size", 1000, "--bandwidth", 25]
+    contents = json.loads(_run(*SMALL_CALM, *options, "--json").stdout)
+    assert contents["model"] == "vit-base"
+    assert {"axes", "nodes", "unknown", "order"} <= contents["calm"].keys()
+    assert contents["sharding"]["devices"] == 2
+    assert contents["seconds_sending"] == contents["sharding"]["total_bytes"] / 25e9
+    assert "seconds_computing" not in contents
+    one = json.loads(_run(*SMALL_CALM, "--axis", "token", "--json").stdout)
+    assert (one["axis"]["axis"], "calm" in one) == ("token", False)
+
+
+def test_calm_shows_one_axis_and_writes_a_picture(tmp_path):
+    shown = _run(*SMALL_CALM, "--axis", "feature", "--svg", tmp_path / "calm.svg", COLUMNS="100")
+    assert shown.exit_code == 0, shown.output
+    (mlp,) = [line.split() for line in shown.stdout.splitlines() if line.startswith("vit_layers_0_mlp_fc1 ")]
+    assert mlp == ["vit_layers_0_mlp_fc1", "vit_layers_0_mlp_fc2", "3", "2"]
+    assert (tmp_path / "calm.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_calm_refuses_what_makes_no_sense(tmp_path):
+    _assert_one_line(_run(*SMALL_CALM, "--axis", "expert"), "no axis 'expert'; the graph has batch, channel")
+    for option in ("--batch-size", "--bandwidth", "--speed"):
+        _assert_one_line(_run(*SMALL_CALM, option, 4), f"{option} is for --devices")
+    missing = tmp_path / "missing" / "calm.svg"
+    _assert_one_line(_run(*SMALL_CALM, "--svg", missing), "--svg", "cannot be written: No such file")
+    assert not missing.parent.exists()
 
 
 def test_inspect_shows_erasure_layer_by_layer():

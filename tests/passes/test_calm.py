@@ -127,7 +127,7 @@ def test_the_hidden_features_of_an_mlp_are_one_partition(report):
 
 def test_pixels_and_classes(report):
     assert [axis.axis for axis in report.axes] == [
-        "batch", "channel", "height", "width", "feature", "token", "head", "class",
+        "batch", "channel", "height", "width", "feature", "window", "token", "head", "class",
     ]  # fmt: skip
     assert [point.target for point in report.axis("channel").reduces] == ["Conv2d"]
     assert report.axis("height").counts[MAP] == report.axis("height").nodes == 3
@@ -181,6 +181,43 @@ def test_the_table_names_every_axis(report):
     token, head = str(report.axis("token").nodes), str(report.axis("head").nodes)
     assert ["token", token, str(int(token) - 2), "0", "0", "2", "3", "8.5", "KiB"] in rows
     assert ["head", head, head, "0", "0", "0", "2", "0"] in rows
+
+
+def test_tables_of_any_model_fit_a_hundred_columns(report):
+    from rich.console import Console
+
+    for shown in (report, report.axis("feature"), report.axis("class")):
+        console = Console(width=100, file=StringIO())
+        console.print(shown)
+        assert max(map(len, console.file.getvalue().splitlines())) <= 100
+
+
+def test_the_backward_table_counts_gradients(graph, report):
+    from rich.console import Console
+
+    console = Console(width=100, file=StringIO())
+    console.print(report)
+    _, backward = console.file.getvalue().split("Backward")
+    rows = [line.split() for line in backward.splitlines()]
+    parameters = len(list(graph.parameters()))
+    size = sum(parameter.numel() for parameter in graph.parameters()) * FLOAT
+    moved = [f"{size / 1024:.1f}", "KiB", "0", "0"]
+    mapped, reduced, _ = (str(report.axis("batch").backward_counts[each]) for each in (MAP, REDUCE, BARRIER))
+    assert ["batch", mapped, reduced, "0", str(parameters), *moved] in rows
+    assert report.axis("batch").backward_verdict in str(report).splitlines()
+
+
+def test_the_json_has_backward_order_and_blocks(report):
+    contents = json.loads(json.dumps(report.to_json()))
+    nodes = {node["node"]: node for node in contents["nodes"]}
+    assert nodes["vit_layers_1_mlp_fc1"]["block"] == "vit.layers.1"
+    assert nodes["classifier"]["block"] == ""
+    behaviours = [(fact["axis"], fact["behaviour"]) for fact in nodes["classifier"]["backward"] if not fact["gradient"]]
+    assert behaviours == [("batch", "MAP"), ("feature", "MAP")]
+    assert contents["axes"][0]["parameter_gradient_bytes"] == report.axis("batch").parameter_gradient_bytes
+    assert contents["axes"][0]["gradients"][0]["parameter"] is True
+    assert contents["order"]["flops"] == report.order.flops
+    assert "problem" not in contents
 
 
 def test_the_pass_stores_facts_and_report(report):

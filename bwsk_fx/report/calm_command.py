@@ -1,0 +1,73 @@
+"""What `bwsk-fx calm` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from bwsk_fx.calm import analyze_calm
+from bwsk_fx.errors import BwskError
+from bwsk_fx.report.calm import CalmReport
+from bwsk_fx.report.calm_sharding import Sharding
+
+
+def check(devices: int | None, **options: float | None) -> None:
+    """Refuse options that say nothing without `--devices`.
+
+    Raises:
+        BwskError: One of them is given, and `--devices` is not.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given and devices is None:
+        raise BwskError(f"--{given[0].replace('_', '-')} is for --devices, which is missing")
+
+
+def reports(graph: fx.GraphModule, axis: str | None, devices: int | None, batch: int | None) -> dict[str, Any]:
+    """Return the whole report as `calm`, one axis as `axis` and a sharding as `sharding`, if asked for.
+
+    Raises:
+        BwskError: The graph has no such axis.
+    """
+    calm = analyze_calm(graph)
+    found: dict[str, Any] = {"calm": calm}
+    if axis is not None:
+        try:
+            found["axis"] = calm.axis(axis)
+        except KeyError as error:
+            raise BwskError(error.args[0]) from error
+    if devices is not None:
+        found["sharding"] = calm.sharding(devices, batch)
+    return found
+
+
+def save_picture(report: CalmReport, path: Path) -> None:
+    """Write the picture.
+
+    Raises:
+        BwskError: The file cannot be written.
+    """
+    try:
+        report.save_svg(path)
+    except OSError as error:
+        raise BwskError(f"--svg: {path} cannot be written: {error.strerror}") from error
+
+
+def shown(
+    found: dict[str, Any], bandwidth: float | None, speed: float | None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the reports that are to be shown, by their keys in the JSON, and the times that rates were given for.
+
+    Args:
+        found: What `reports` returned.
+        bandwidth: GB/s that a device sends.
+        speed: TFLOP/s that a device computes.
+    """
+    kept = {name: report for name, report in found.items() if name != "calm" or "axis" not in found}
+    sharding: Sharding | None = found.get("sharding")
+    if sharding is None:
+        return kept, {}
+    computing, sending = sharding.seconds((bandwidth or 1.0) * 1e9, (speed or 1.0) * 1e12)
+    seconds = {} if speed is None else {"seconds_computing": computing}
+    return kept, seconds if bandwidth is None else {**seconds, "seconds_sending": sending}
