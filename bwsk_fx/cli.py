@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from bwsk_fx.training.experiments import RunReport
 
 Choice = TypeVar("Choice", bound=StrEnum)
+
+_FILE_WIDTH = 120
 
 app = typer.Typer(
     name="bwsk-fx",
@@ -182,6 +185,9 @@ def calm(
     svg: Annotated[
         Path | None, typer.Option(metavar="<file>", show_default=False, help="Also write a picture of the partitions.")
     ] = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", metavar="", help="Also run every claim on shards, with random weights.")
+    ] = False,
     as_json: AsJson = False,
     image_size: ImageSize = None,
     layers: Layers = None,
@@ -198,8 +204,8 @@ def calm(
 
         calm_command.check(devices, batch_size=batch_size, bandwidth=bandwidth, speed=speed)
         with _status(f"capturing {model}"):
-            graph, _ = _captured(model, 2, {key: value for key, value in overrides.items() if value})
-            reports = calm_command.reports(graph, axis, devices, batch_size)
+            graph, inputs = _captured(model, 2, {key: value for key, value in overrides.items() if value})
+            reports = calm_command.reports(graph, axis, devices, batch_size, inputs if certify else None)
             if svg is not None:
                 calm_command.save_picture(reports["calm"], svg)
         contents, seconds = calm_command.shown(reports, bandwidth, speed)
@@ -418,7 +424,11 @@ def _quiet() -> Iterator[None]:
 def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # Of a narrow table in a file little could be read.
+        console.width = max(console.width, _FILE_WIDTH)
+    return console
 
 
 if __name__ == "__main__":

@@ -148,6 +148,12 @@ def test_calm_shows_axes_order_and_a_sharding():
     assert [line.split(":")[0] for line in lines[-2:]] == ["seconds computing", "seconds sending"]
 
 
+def test_calm_certifies_its_claims():
+    contents = json.loads(_run(*SMALL_CALM, "--certify", "--json").stdout)
+    counts = contents["certificates"]["counts"]
+    assert counts["certified"] > 100 and counts["wrong"] == counts["untried"] == 0
+
+
 def test_calm_as_json_says_what_the_tables_say():
     options = ["--devices", 2, "--batch-size", 1000, "--bandwidth", 25]
     contents = json.loads(_run(*SMALL_CALM, *options, "--json").stdout)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
 from bwsk_fx.calm import analyze_calm
+from bwsk_fx.certify_axes import certify_axes
 from bwsk_fx.errors import BwskError
 from bwsk_fx.report.calm import CalmReport
 from bwsk_fx.report.calm_sharding import Sharding
@@ -24,8 +26,21 @@ def check(devices: int | None, **options: float | None) -> None:
         raise BwskError(f"--{given[0].replace('_', '-')} is for --devices, which is missing")
 
 
-def reports(graph: fx.GraphModule, axis: str | None, devices: int | None, batch: int | None) -> dict[str, Any]:
-    """Return the whole report as `calm`, one axis as `axis` and a sharding as `sharding`, if asked for.
+def reports(
+    graph: fx.GraphModule,
+    axis: str | None,
+    devices: int | None,
+    batch: int | None,
+    certified_on: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the whole report as `calm`, and, if asked for, an axis, a sharding, and certificates by those names.
+
+    Args:
+        graph: A captured graph.
+        axis: The axis that is shown in detail.
+        devices: How many devices a training step is sharded for.
+        batch: How many samples the step has.
+        certified_on: Inputs to run the axis claims on.
 
     Raises:
         BwskError: The graph has no such axis.
@@ -39,6 +54,8 @@ def reports(graph: fx.GraphModule, axis: str | None, devices: int | None, batch:
             raise BwskError(error.args[0]) from error
     if devices is not None:
         found["sharding"] = calm.sharding(devices, batch)
+    if certified_on is not None:
+        found["certificates"] = certify_axes(graph, certified_on)
     return found
 
 
