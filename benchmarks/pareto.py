@@ -55,6 +55,8 @@ Inputs = dict[str, Tensor]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    # Every compiled variant is another compilation of one forward method.
+    torch._dynamo.config.recompile_limit = 64
     options = parsed(arguments)
     shape, problem = shape_of(options), inductor_problem(options.device)
     # Inductor's C++ for packing bits is slower than PyTorch's own operators.
