@@ -109,7 +109,11 @@ class _Compilation:
         self._program: Program | None = None
 
     def run(self, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Compile the graph."""
+        """Compile the graph, for these very sizes: Dynamo compiles it anew for others."""
+        for value in inputs:
+            for size in value.shape if isinstance(value, Tensor) else [value]:
+                # The guards of the compiled code have what a symbolic size is asked for.
+                int(size) if isinstance(size, SymInt) else None
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         return private.compile_joint(
             self._graph,
@@ -146,13 +150,13 @@ class _Compilation:
         return self._compiled(module, "backward pass")
 
     def _inference(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        _write_out_sizes(module)
         _REPORTS.append(CompileReport(self._graph, self._options, None, None, None))
         return self._compiled(module, "graph")
 
     def _compiled(self, module: fx.GraphModule, what: str) -> Callable[..., Any]:
         if self._options.compiler == "inductor":
-            compiled = compile_graph(module.graph, what)
-            return private.boxed(lambda inputs: compiled(inputs))
+            return _of_tensors(module, what)
 
         def eager(inputs: list[Tensor]) -> Any:
             given = list(inputs)
@@ -198,9 +202,27 @@ class Partitioner(_InductorPartitioner):
         return hashlib.sha256(contents + str(self.options).encode()).hexdigest()
 
 
+def _of_tensors(module: fx.GraphModule, what: str) -> Callable[..., Any]:
+    """Compile a graph with Inductor; sizes among its inputs, which are numbers by now, are passed over."""
+    placeholders = module.graph.find_nodes(op="placeholder")
+    places = [place for place, node in enumerate(placeholders) if isinstance(node.meta["val"], Tensor)]
+    graph = fx.Graph()
+    # What is in the map already is not copied; nothing reads the numbers any more.
+    numbers = {node: node for place, node in enumerate(placeholders) if place not in places}
+    graph.output(graph.graph_copy(module.graph, numbers))
+    compiled = compile_graph(graph, what)
+
+    def tensors_alone(inputs: list[Any]) -> Any:
+        tensors = [inputs[place] for place in places]
+        inputs.clear()
+        return compiled(tensors)
+
+    return private.boxed(tensors_alone)
+
+
 def _planned(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Program:
     """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has."""
-    _require_static(joint)
+    _write_out_sizes(joint)
     _write_out_constants(joint)
     wrap_outputs(joint.graph, outputs)
     read = read_joint(joint, outputs, static)
@@ -236,15 +258,22 @@ def _flat_backward(program: Program) -> fx.GraphModule:
     return fx.GraphModule(nn.Module(), flat, class_name="CompiledBackward")
 
 
-def _require_static(joint: fx.GraphModule) -> None:
+def _write_out_sizes(joint: fx.GraphModule) -> None:
+    """Replace symbolic sizes, whose values are fixed by now, by numbers."""
     for node in joint.graph.nodes:
         value = node.meta.get("val")
-        sizes = (value.shape, value.stride()) if isinstance(value, Tensor) else ((value,), ())
-        if any(isinstance(size, SymInt) for size in (*sizes[0], *sizes[1])):
-            raise PlanError(
-                f"node {node.name} has a symbolic size ({value}), which plans cannot have yet: call torch.compile with "
-                "dynamic=False, which compiles each size by itself"
-            )
+        if isinstance(value, SymInt):
+            node.meta["val"] = int(value)
+            node.replace_all_uses_with(int(value))  # type: ignore[arg-type]
+        elif isinstance(value, Tensor) and any(isinstance(size, SymInt) for size in (*value.shape, *value.stride())):
+            node.meta["val"] = _with_numbers(value)
+    joint.graph.eliminate_dead_code()
+
+
+def _with_numbers(value: Tensor) -> Tensor:
+    sizes, strides = (tuple(map(int, own)) for own in (value.shape, value.stride()))
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
 
 
 def _write_out_constants(joint: fx.GraphModule) -> None:
