@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
@@ -265,12 +266,14 @@ def _write_out_sizes(joint: fx.GraphModule) -> None:
         if isinstance(value, SymInt):
             node.meta["val"] = int(value)
             node.replace_all_uses_with(int(value))  # type: ignore[arg-type]
-        elif isinstance(value, Tensor) and any(isinstance(size, SymInt) for size in (*value.shape, *value.stride())):
-            node.meta["val"] = _with_numbers(value)
+        elif "val" in node.meta:
+            node.meta["val"] = pytree.tree_map_only(Tensor, _with_numbers, value)
     joint.graph.eliminate_dead_code()
 
 
 def _with_numbers(value: Tensor) -> Tensor:
+    if not any(isinstance(size, SymInt) for size in (*value.shape, *value.stride())):
+        return value
     sizes, strides = (tuple(map(int, own)) for own in (value.shape, value.stride()))
     with value.fake_mode:  # type: ignore[attr-defined]
         return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
