@@ -40,7 +40,7 @@ from bwsk_fx.rules import (  # noqa: F401  (their rules register on import)
 )
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, axis_rule_of, claims, no_rule
 from bwsk_fx.rules.axis_composition import composed
-from bwsk_fx.rules.axis_table import Axis, AxisTable, Strength, extent
+from bwsk_fx.rules.axis_table import Axis, AxisTable, Strength, extent, sizes_of
 
 _GUESSES: dict[tuple[bool, int], tuple[str, ...]] = {
     (False, 2): ("batch", "token"),
@@ -163,12 +163,12 @@ class _Walk:
         value = _value_of(node)
         if node.op == "get_attr":
             self.static.add(node)
-            return _as_value(node, value, self.axes.fresh(_shape(value)))
+            return _as_value(node, value, self.axes.fresh(sizes_of(value)))
         if isinstance(target, type) or not (_tensors(value) or value is None):
             # Classes hand results over; everything else without tensors is a size.
             return extent(value) if isinstance(value, torch.SymInt) else value
         args, kwargs = self._loosened((args, kwargs))
-        return self._call(AxisCall(node, target, args, kwargs, tuple(map(_shape, _tensors(value))), self.axes))
+        return self._call(AxisCall(node, target, args, kwargs, tuple(map(sizes_of, _tensors(value))), self.axes))
 
     def _loosened(self, arguments: Any) -> Any:
         """Give constants axes of their own in each call with data: every shard has all of their facts.
@@ -246,15 +246,11 @@ def _value_of(node: fx.Node) -> Any:
 def _as_value(node: fx.Node, value: torch.Tensor, layout: Sequence[Axis | None]) -> Value:
     if len(layout) != value.dim():
         raise RuleError(f"the axis rule of node '{node.name}' gives {len(layout)} axes for {value.dim()} dimensions")
-    return Value(node, tuple(layout), _shape(value), value.element_size())
+    return Value(node, tuple(layout), sizes_of(value), value.element_size())
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-
-
-def _shape(value: torch.Tensor) -> tuple[Any, ...]:
-    return tuple(map(extent, value.shape))
 
 
 def _words(target: Any) -> str:

@@ -241,12 +241,13 @@ class Trial:
             return _Outcome(Status.CERTIFIED, "nothing that enters the call carries the axis")
         if self.facts.axes.origins(claim.axis):
             return _Outcome(Status.CERTIFIED, "its facts are those of an axis that is tried by itself")
-        for choice in self._choices(claim):
+        choices = self._choices(claim)
+        for choice in choices:
             error = self._sharded_parameters(choice, produced, cuts)
             if error <= self._tolerance:
                 names = ", ".join(name for name, _ in choice)
                 return self._judged(error, f"each shard of {names} yields results of its own", choice)
-        if not self._choices(claim):
+        if not choices:
             return _Outcome(Status.CERTIFIED, "it is made of what every shard has")
         return _Outcome(Status.WRONG, "no parameter can be sharded along the axis", error=1.0)
 

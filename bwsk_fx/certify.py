@@ -60,11 +60,7 @@ def certify(
         raise RuleError('only the "sound" ruleset names inverses; type the graph with it and certify it again')
     inputs = bound_inputs(graph, example_inputs)
     certifier = _Certifier(graph, tuple(dtypes), tuple(ADVERSARIAL) if adversarial else (), _batch(inputs))
-    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(graph):
-        for hook in graph._forward_pre_hooks.values():
-            hook(graph, (), inputs)
-        names = [node.target for node in graph.graph.find_nodes(op="placeholder")]
-        certifier.run(*(inputs[name] for name in names), enable_io_processing=False)
+    run_without_trace(certifier, graph, inputs)
     for node, certificate in certifier.found.items():
         node.meta["bwsk"] = certificate.verdict
     return Certificates(tuple(certifier.found.values()))
@@ -139,6 +135,15 @@ def _demoted(verdict: Verdict, label: Label, erasure: Erasure | None, confidence
 def _condition(trial: Trial) -> str:
     number = trial.real.condition if trial.real is not None else None
     return "" if number is None else f"; the condition number of its map is {number:.1e}"
+
+
+def run_without_trace(interpreter: fx.Interpreter, graph: fx.GraphModule, inputs: Mapping[str, Any]) -> None:
+    """Run the interpreter of a graph, its guards first; buffers and random numbers are afterwards as they were."""
+    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(graph):
+        for hook in graph._forward_pre_hooks.values():
+            hook(graph, (), inputs)
+        names = [node.target for node in graph.graph.find_nodes(op="placeholder")]
+        interpreter.run(*(inputs[name] for name in names), enable_io_processing=False)
 
 
 def bound_inputs(graph: fx.GraphModule, example_inputs: ExampleInputs) -> dict[str, Any]:

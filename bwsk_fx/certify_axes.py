@@ -19,12 +19,11 @@ from bwsk_fx.axes import Step, follow_axes
 from bwsk_fx.axis_facts import Facts
 from bwsk_fx.axis_trial import SeededCall, Trial, copied
 from bwsk_fx.capture import ExampleInputs
-from bwsk_fx.certify import bound_inputs
+from bwsk_fx.certify import bound_inputs, run_without_trace
 from bwsk_fx.errors import RuleError
 from bwsk_fx.report.axis_certificate import AxisCertificate, AxisCertificates
 from bwsk_fx.reversible import ReversibleRegion
 from bwsk_fx.rules.axis_table import extent
-from bwsk_fx.rules.decomposition import untouched
 
 
 def certify_axes(graph: fx.GraphModule, example_inputs: ExampleInputs, *, shards: int = 2) -> AxisCertificates:
@@ -52,11 +51,7 @@ def certify_axes(graph: fx.GraphModule, example_inputs: ExampleInputs, *, shards
     wide = _in_float64(graph)
     inputs = {name: _widened(value) for name, value in bound_inputs(graph, example_inputs).items()}
     certifier = _Certifier(wide, {step.node.name: step for step in steps}, Facts(axes, _symbols(graph, inputs)), shards)
-    with torch.no_grad(), torch.random.fork_rng(devices=()), untouched(wide):
-        for hook in wide._forward_pre_hooks.values():
-            hook(wide, (), inputs)
-        names = [node.target for node in wide.graph.find_nodes(op="placeholder")]
-        certifier.run(*(inputs[name] for name in names), enable_io_processing=False)
+    run_without_trace(certifier, wide, inputs)
     unknown = tuple(step.node.name for step in steps if step.unknown)
     return AxisCertificates(tuple(certifier.found), unknown, sum(bool(step.claims) for step in steps))
 

@@ -114,7 +114,8 @@ class _Compilation:
         for value in inputs:
             for size in value.shape if isinstance(value, Tensor) else [value]:
                 # The guards of the compiled code have what a symbolic size is asked for.
-                int(size) if isinstance(size, SymInt) else None
+                if isinstance(size, SymInt):
+                    int(size)
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         return private.compile_joint(
             self._graph,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims, mapped
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, axis_rule, claims, mapped, renumbered
 from bwsk_fx.rules.bijections import one_bit_each, unchanged, undo_by
 from bwsk_fx.rules.registry import Call, erases, fewer_elements, labels, preserves, unproven
 from bwsk_fx.rules.sizes import short
@@ -221,8 +221,7 @@ def glu_axes(call: AxisCall) -> Effect:
     whole = layout[place]
     said = claims((axis for axis in layout if axis is not whole), Behaviour.MAP, "each row is gated on its own")
     why = "an element and its gate lie half the axis apart"
-    said += claims([whole], Behaviour.BARRIER, why, role="operand", produced=False)
     (layout[place],) = call.axes.fresh([call.shape[place]])
     call.axes.call(layout[place], "" if whole is None else call.axes.name(whole))
-    said += claims([layout[place]], Behaviour.BARRIER, why, role="result", consumed=False)
+    said += renumbered(whole, layout[place], why, Behaviour.BARRIER)
     return Effect(tuple(said), (tuple(layout),))

@@ -187,6 +187,16 @@ def claims(
     return [Claim(axis, behaviour, reason, role, consumed, produced, moved) for axis in layout if axis is not None]
 
 
+def renumbered(
+    before: Axis | None, after: Axis | None, reason: str, behaviour: Behaviour = Behaviour.MAP
+) -> list[Claim]:
+    """Return the claims on an axis of the operand and on that of the result which has its facts under other indices."""
+    return [
+        *claims([before], behaviour, reason, role="operand", produced=False),
+        *claims([after], behaviour, reason, role="result", consumed=False),
+    ]
+
+
 def mapped(layout: Layout, reason: str) -> Effect:
     """Return the effect of a call that keeps every axis and maps each of its facts on its own."""
     return Effect(tuple(claims(layout, Behaviour.MAP, reason)), (layout,))

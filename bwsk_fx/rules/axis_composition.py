@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, axis_rule_of, no_rule
-from bwsk_fx.rules.axis_table import Axis, extent
+from bwsk_fx.rules.axis_table import Axis, sizes_of
 from bwsk_fx.rules.decomposition import Decomposition, UndecomposableError, decompose
 
 
@@ -43,7 +43,7 @@ class _Inside:
     def run(self) -> bool:
         """Walk the operators; False where one of them has no rule."""
         for node, tensor in self.parts.statics.items():
-            self.values[node] = self._value(node, tensor, self.call.axes.fresh(_shape(tensor)))
+            self.values[node] = self._value(node, tensor, self.call.axes.fresh(sizes_of(tensor)))
         return all(map(self._visit, self.parts.steps()))
 
     def effect(self) -> Effect:
@@ -72,7 +72,7 @@ class _Inside:
         if not results:
             self.values[step] = step.meta["val"]
             return True
-        inner = AxisCall(step, step.target, args, kwargs, tuple(map(_shape, results)), self.call.axes)
+        inner = AxisCall(step, step.target, args, kwargs, tuple(map(sizes_of, results)), self.call.axes)
         rule = axis_rule_of(step.target)
         if rule is no_rule and inner.inputs:
             return False
@@ -84,7 +84,7 @@ class _Inside:
         return True
 
     def _value(self, node: fx.Node, tensor: Tensor, layout: Any) -> Value:
-        return Value(node, tuple(layout), _shape(tensor), tensor.element_size())
+        return Value(node, tuple(layout), sizes_of(tensor), tensor.element_size())
 
 
 def _claim(axis: Axis, behaviours: set[Behaviour], *, consumed: bool, produced: bool) -> Claim:
@@ -92,7 +92,3 @@ def _claim(axis: Axis, behaviours: set[Behaviour], *, consumed: bool, produced: 
         return Claim(axis, Behaviour.MAP, "each of the operators inside maps it", consumed=consumed, produced=produced)
     why = "an operator inside sums over the axis or waits for it"
     return Claim(axis, Behaviour.BARRIER, why, consumed=consumed, produced=produced)
-
-
-def _shape(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(map(extent, tensor.shape))

@@ -44,6 +44,11 @@ def extent(size: int | torch.SymInt) -> Extent:
     return int(expression) if expression.is_number else expression
 
 
+def sizes_of(tensor: torch.Tensor) -> tuple[Extent, ...]:
+    """Return the sizes of a tensor, symbolic ones as expressions."""
+    return tuple(map(extent, tensor.shape))
+
+
 def per_sample(size: Extent | torch.SymInt) -> int:
     """Return a size for a batch of one."""
     known = extent(size)

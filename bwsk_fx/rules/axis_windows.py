@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, claims
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, claims, renumbered
 from bwsk_fx.rules.axis_table import Axis
 from bwsk_fx.rules.axis_view import split
 from bwsk_fx.rules.windows import each
@@ -80,8 +80,7 @@ class Sliding:
         """Keep one position per step, which a single shard has."""
         made = call.axes.derived(call.axes.name(axis), [axis])
         why = "some of its positions are kept, under new indices"
-        said += claims([axis], Behaviour.MAP, why, role="operand", produced=False)
-        said += claims([made], Behaviour.MAP, why, role="result", consumed=False)
+        said += renumbered(axis, made, why)
         return made
 
     def _tiled(self, call: AxisCall, axis: Axis, sizes: tuple[int, int, int], said: list[Claim]) -> Axis | None:

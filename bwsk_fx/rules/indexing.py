@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims, opaque
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, Value, aligned, axis_rule, claims, opaque, renumbered
 from bwsk_fx.rules.axis_table import Axis
 from bwsk_fx.rules.lookup import look_up
 from bwsk_fx.rules.moving import axis_size, by_missing, counted, lost, moves_back
@@ -250,8 +250,7 @@ def _sliced(call: AxisCall, dim: int, item: slice, size: Any, said: list[Claim])
         return None
     part = call.axes.derived(call.axes.name(axis), [axis])
     why = "a range of its facts is kept, under new indices"
-    said += claims([axis], Behaviour.MAP, why, role="operand", produced=False)
-    said += claims([part], Behaviour.MAP, why, role="result", consumed=False)
+    said += renumbered(axis, part, why)
     return part
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, axis_rule, claims
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Claim, Effect, axis_rule, claims, renumbered
 from bwsk_fx.rules.axis_table import Axis, Extent
 from bwsk_fx.rules.moving import counted, moves_back
 from bwsk_fx.rules.registry import Call, erases, labels, preserves, unproven
@@ -166,6 +166,5 @@ def _padded(call: AxisCall, axis: Axis | None, before: Extent, after: Extent, sa
         return axis
     made = call.axes.derived("" if axis is None else call.axes.name(axis), [] if axis is None else [axis])
     why = "its facts lie at other indices, among constants or copies of some of them"
-    said += claims([axis], Behaviour.MAP, why, role="operand", produced=False)
-    said += claims([made], Behaviour.MAP, why, role="result", consumed=False)
+    said += renumbered(axis, made, why)
     return made

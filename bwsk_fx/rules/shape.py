@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped, opaque
+from bwsk_fx.rules.axis import AxisCall, Behaviour, Effect, aligned, axis_rule, claims, mapped, opaque, renumbered
 from bwsk_fx.rules.axis_table import Axis, Layout
 from bwsk_fx.rules.axis_view import reshape
 from bwsk_fx.rules.moving import counted, is_plain, moves, moves_back
@@ -252,8 +252,7 @@ def moved_axes(call: AxisCall) -> Effect:
     for dim in dims:
         if (axis := layout[dim]) is not None:
             layout[dim] = call.axes.derived("", [axis])
-            said += claims([axis], Behaviour.MAP, _MOVED, role="operand", produced=False)
-            said += claims([layout[dim]], Behaviour.MAP, _MOVED, role="result", consumed=False)
+            said += renumbered(axis, layout[dim], _MOVED)
     return Effect(tuple(said), (tuple(layout),))
 
 
@@ -318,7 +317,6 @@ def repeat_axes(call: AxisCall) -> Effect:
             made.append(axis)
             continue
         repeated = call.axes.new(origins=[] if axis is None else [axis])
-        said += claims([axis], Behaviour.MAP, "its facts are there several times", role="operand", produced=False)
-        said += claims([repeated], Behaviour.MAP, "its facts are there several times", role="result", consumed=False)
+        said += renumbered(axis, repeated, "its facts are there several times")
         made.append(repeated)
     return Effect(tuple(said), (tuple(made),))

@@ -211,9 +211,9 @@ _ROWS = "each row is ordered on its own"
 def sort_axes(call: AxisCall) -> Effect:
     """Waits along the sorted axis; what comes out lies at places of its own."""
     name = operator_name(call.target)
-    dims = (0,) if name == "msort" else call.dims("dim", 2 if name == "topk" else 1)
-    if name != "msort" and call.option("dim", 2 if name == "topk" else 1) is None:
-        dims = (call.operand.rank - 1,)
+    # They act on one dimension where none is named: the last, and `msort` on the first.
+    dim = 0 if name == "msort" else call.option("dim", 2 if name == "topk" else 1, -1)
+    dims = (dim % call.operand.rank,)
     effect = along(call, dims, Behaviour.BARRIER, _ORDER, _ROWS, keeps=True)
     claims = [replace(claim, produced=claim.behaviour is Behaviour.MAP) for claim in effect.claims]
     # Where an element comes out depends on the others: the sorted axis is another one than before.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +30,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import bwsk_fx
 from bwsk_fx import parallel
+
+# The plan by hand is the benchmark's.
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from communication import MEGATRON
 
 # Batch: DDP and FSDP2
 
@@ -97,15 +104,6 @@ def as_accelerate_shards(model: nn.Module) -> nn.Module:
 
 
 # Tensors
-
-MEGATRON = {
-    "vit.layers.*.attention.q_proj": ColwiseParallel,
-    "vit.layers.*.attention.k_proj": ColwiseParallel,
-    "vit.layers.*.attention.v_proj": ColwiseParallel,
-    "vit.layers.*.attention.o_proj": RowwiseParallel,
-    "vit.layers.*.mlp.fc1": ColwiseParallel,
-    "vit.layers.*.mlp.fc2": RowwiseParallel,
-}
 
 
 def line() -> DeviceMesh:
