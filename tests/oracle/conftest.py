@@ -20,7 +20,8 @@ def _gradients(model: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype |
         loss = model(**inputs)["loss"]
     # As a gradient scaler does, so that half precision does not underflow.
     (loss * 1024.0).backward()
-    return {name: parameter.grad.double() / 1024.0 for name, parameter in model.named_parameters()}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter.grad.double() / 1024.0 for name, parameter in trained.items()}
 
 
 def _in_float64(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
