@@ -1,6 +1,6 @@
 """bwsk-fx: label what operators preserve or erase, and rebuild activations in the backward pass."""
 
-from bwsk_fx import compile
+from bwsk_fx import accelerate, compile
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.capture import capture
 from bwsk_fx.certify import certify
@@ -18,6 +18,7 @@ from bwsk_fx.rules.user import rule
 
 __all__ = [
     "Applied",
+    "accelerate",
     "analyze_calm",
     "applied",
     "apply",
@@ -37,3 +38,5 @@ __all__ = [
     "trace_back",
     "type_nodes",
 ]
+
+accelerate.register_on_import()
