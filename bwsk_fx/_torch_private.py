@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,16 +151,37 @@ def compile_boxed(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Cal
     The result takes one list of tensors like `inputs`, empties it, and frees each after its last use. What it returns
     has the strides of the values in the module. Random operators run eagerly, in the module's order.
     """
-    from torch._guards import tracing
+    from torch._guards import TracingContext, detect_fake_mode, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 
-    # CUDA graphs would write the next region's results over what this one keeps. A compilation that this one is part of
-    # would take the strides of these results for those of its own.
-    with config.patch({"fallback_random": True, "triton.cudagraphs": False}), _writes_before_reads(), tracing(None):
+    # A compilation that this one is part of would take the strides of these results for those of its own. Inductor's
+    # cache of compiled graphs wants a context all the same.
+    own = TracingContext(detect_fake_mode(list(inputs)))
+    # CUDA graphs would write the next region's results over what this one keeps.
+    changes = {"fallback_random": True, "triton.cudagraphs": False, "custom_partitioner_fn": _name_in_caches()}
+    with config.patch(changes), _writes_before_reads(), tracing(own):
         output = module.graph.output_node()
         output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # type: ignore[arg-type]
         return compile_fx_inner(module, list(inputs))  # type: ignore[arg-type]
+
+
+@cache
+def _name_in_caches() -> Any:
+    """Return a partitioner that is never called, whose name tells code made here from Inductor's for the same graph."""
+
+    class Uncalled(inductor_partitioner()):  # type: ignore[misc]
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("a half is not partitioned again")
+
+        def __reduce__(self) -> Any:
+            # The caches pickle what is in the configuration.
+            return _name_in_caches, ()
+
+        def uuid(self) -> str:
+            return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+    return Uncalled()
 
 
 @contextmanager
