@@ -12,6 +12,7 @@ from torch import fx
 
 from bwsk_fx.planning.cost import CostModel, emitted_seconds, is_intensive
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
+from bwsk_fx.planning.jumps import jumps
 
 # Importing a family fills the registry of inverses.
 from bwsk_fx.rules import (  # noqa: F401
@@ -46,6 +47,7 @@ class Derivation:
         seconds: Modelled time.
         intensive: Whether it runs a matrix product, convolution or attention again.
         rule: What it is called in reports.
+        jumps: Whether it takes branches by what its tails are, so that they have to be the originals.
     """
 
     head: fx.Node
@@ -56,6 +58,7 @@ class Derivation:
     seconds: float
     intensive: bool
     rule: str
+    jumps: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ def _can_recompute(node: fx.Node) -> bool:
     if node.target is generator_state:
         # It is another one by then.
         return False
+    if "witness_of" in node.meta and jumps(node):
+        # Which branch a value is in helps to rebuild that very value.
+        return False
     return node.op == "call_function" and not is_random(node) and not is_constant(node)
 
 
@@ -123,7 +129,8 @@ def _recompute(node: fx.Node, costs: CostModel) -> Derivation:
 
     seconds = 0.0 if node.target is operator.getitem else costs.seconds(node)
     name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
-    return Derivation(node, tuple(node.all_input_nodes), Kind.RECOMPUTE, emit, True, seconds, is_intensive(node), name)
+    tails, work = tuple(node.all_input_nodes), is_intensive(node)
+    return Derivation(node, tails, Kind.RECOMPUTE, emit, True, seconds, work, name, jumps(node))
 
 
 def _inverses(joint: JointGraph, costs: CostModel, exact: bool, compiled: bool) -> list[Derivation]:

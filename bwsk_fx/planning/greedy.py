@@ -60,17 +60,22 @@ class _Ways:
         heap += [(one.seconds, next(serial), self._problem.head(one), one) for one in self._free]  # type: ignore[misc]
         heapq.heapify(heap)
         settled: set[fx.Node] = set()
+        originals = {*kept, *self._problem.given}
         while heap:
             price, _, cls, way = heapq.heappop(heap)
-            if cls in settled:
+            original = way is None or (way.exact and originals.issuperset(self._problem.tails(way)))
+            if cls in settled or not (original or cls not in self._problem.exact_needs):
                 continue
             settled.add(cls)
             cost[cls] = price
+            if original:
+                originals.add(cls)
             if way is not None:
                 chosen[cls] = way
             for one in self._readers.get(cls, ()):
                 missing[id(one)] -= 1
-                if not missing[id(one)] and self._stays_near(one, kept, chosen):
+                strays = one.jumps and not originals.issuperset(self._problem.tails(one))
+                if not missing[id(one)] and not strays and self._stays_near(one, kept, chosen):
                     total = one.seconds + sum(cost[tail] for tail in self._problem.tails(one))
                     heapq.heappush(heap, (total, next(serial), self._problem.head(one), one))  # type: ignore[misc]
         return chosen

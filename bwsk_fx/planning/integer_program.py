@@ -1,13 +1,14 @@
 """The integer program: keep the fewest bytes such that everything needed is available within the limits.
 
 Variables per class of values: keep, available; per derivation: use; an order forbids that values derive each other in
-a circle (Miller, Tucker, Zemlin 1960).
+a circle (Miller, Tucker, Zemlin 1960); where something takes branches by values, whether they are the originals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import networkx as nx
 import numpy as np
@@ -17,6 +18,7 @@ from torch import fx
 from bwsk_fx.planning.derivations import Derivation, Hypergraph, Kind, keepable
 from bwsk_fx.planning.highs import Row, constraint
 from bwsk_fx.planning.joint import JointGraph, is_constant, nbytes
+from bwsk_fx.planning.jumps import jumps
 
 # A tenth of the step spent on cheap recomputation has to save at least this share of the bytes.
 BYTES_PER_TENTH_OF_STEP = 0.002
@@ -47,6 +49,7 @@ class Problem:
         hypergraph: Where they come from.
         step: Modelled seconds of the conventional step.
         stages: The number of the repeated block that a class belongs to, or comes after.
+        exact_needs: Those of the needs by which the backward pass takes branches: they have to be the originals.
     """
 
     classes: tuple[fx.Node, ...]
@@ -56,6 +59,7 @@ class Problem:
     hypergraph: Hypergraph
     step: float
     stages: Mapping[fx.Node, int]
+    exact_needs: frozenset[fx.Node] = frozenset()
 
     @classmethod
     def of(cls, joint: JointGraph, hypergraph: Hypergraph, step: float) -> Problem:
@@ -67,7 +71,9 @@ class Problem:
         needed = dict.fromkeys(class_of[node] for node in joint.needed())
         needs = tuple(cls for cls in needed if cls not in given)
         useful = _useful(hypergraph.derivations, class_of, given)
-        return cls(classes, needs, frozenset(given), tuple(useful), hypergraph, step, _stages(classes))
+        branches = (operand for node in joint.backward if jumps(node) for operand in node.all_input_nodes)
+        exact = frozenset(class_of[value] for value in branches if value in class_of) & frozenset(needs)
+        return cls(classes, needs, frozenset(given), tuple(useful), hypergraph, step, _stages(classes), exact)
 
     def can_keep(self, value: fx.Node) -> bool:
         """Whether a class can be kept, and is not there without."""
@@ -85,6 +91,22 @@ class Problem:
         """Return the classes that a derivation reads, each once, given ones left out."""
         distinct = dict.fromkeys(self.hypergraph.class_of[tail] for tail in one.tails)
         return [tail for tail in distinct if tail not in self.given]
+
+    @cached_property
+    def watched(self) -> frozenset[fx.Node]:
+        """The classes of which it matters whether they are the originals; none where all of them are in any case."""
+        ways: dict[fx.Node, list[Derivation]] = {}
+        for one in self.derivations:
+            ways.setdefault(self.head(one), []).append(one)
+        found: set[fx.Node] = set()
+        pending = [*self.exact_needs, *(tail for one in self.derivations if one.jumps for tail in self.tails(one))]
+        while pending:
+            cls = pending.pop()
+            if cls not in found:
+                found.add(cls)
+                pending += [tail for one in ways.get(cls, ()) if one.exact for tail in self.tails(one)]
+        inexact = any(not one.exact for cls in found for one in ways.get(cls, ()))
+        return frozenset(found) if inexact else frozenset()
 
     def reaches_back(self, one: Derivation, tail: fx.Node) -> bool:
         """Whether a derivation recomputes a value from one of an earlier block."""
@@ -137,14 +159,17 @@ class IntegerProgram:
         self._available = {cls: classes + index for index, cls in enumerate(problem.classes)}
         self._use = range(2 * classes, 2 * classes + uses)
         self._order = {cls: 2 * classes + uses + index for index, cls in enumerate(problem.classes)}
-        self._upper = np.ones(3 * classes + uses)
+        self._exact = {cls: 3 * classes + uses + index for index, cls in enumerate(problem.watched)}
+        self._upper = np.ones(3 * classes + uses + len(self._exact))
         self.objective = np.zeros_like(self._upper)
-        self.integrality = np.concatenate([np.ones(2 * classes + uses), np.zeros(classes)])
+        self.integrality = np.ones_like(self._upper)
+        self.integrality[list(self._order.values())] = 0
         self._rows: list[Row] = []
         self._weigh()
         self._require_what_is_needed()
         self._forbid_circles()
         self._bound_transients()
+        self._require_originals()
         self._limit(limits)
 
     @property
@@ -210,6 +235,21 @@ class IntegerProgram:
                 if problem.reaches_back(one, tail):
                     ways = dict.fromkeys(inverted.get(tail, ()), -1.0)
                     self._rows.append(({use: 1.0, self._keep[tail]: -1.0} | ways, -np.inf, 0.0))
+
+    def _require_originals(self) -> None:
+        """Let what jumps read originals: kept values, and what exact derivations make of originals."""
+        problem, exact = self._problem, self._exact
+        for cls in problem.exact_needs & exact.keys():
+            self._rows.append(({exact[cls]: 1.0}, 1.0, 1.0))
+        for one, use in zip(problem.derivations, self._use, strict=True):
+            head = problem.head(one)
+            if head in exact and not one.exact:
+                self._rows.append(({use: 1.0, exact[head]: 1.0}, -np.inf, 1.0))
+            for tail in problem.tails(one):
+                if head in exact and one.exact:
+                    self._rows.append(({use: 1.0, exact[head]: 1.0, exact[tail]: -1.0}, -np.inf, 1.0))
+                if one.jumps and tail in exact:
+                    self._rows.append(({use: 1.0, exact[tail]: -1.0}, -np.inf, 0.0))
 
     def _limit(self, limits: Limits) -> None:
         # In units of the step, so that HiGHS' absolute tolerance cannot let a product through.
