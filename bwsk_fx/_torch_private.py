@@ -95,6 +95,29 @@ def without_autocast() -> AbstractContextManager[Any]:
     return torch._C._DisableAutocast()
 
 
+def expression_of(size: Any) -> Any:
+    """Return the SymPy expression of a symbolic number; equal expressions are equal numbers."""
+    return size.node.expr
+
+
+def symbols_in(size: Any) -> set[Any]:
+    """Return the SymPy symbols that a symbolic number depends on."""
+    return set(size.node.expr.free_symbols)
+
+
+def hint_of(size: Any) -> Any:
+    """Return the number that a symbolic one was traced for, without tying it to that."""
+    return size.node.hint
+
+
+def evaluate(expression: Any, values: Mapping[Any, Any]) -> Any:
+    """Return a SymPy expression for given values of its symbols: numbers, or proxies, which record the calls."""
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+    return sympy_interp(PythonReferenceAnalysis, dict(values), expression)
+
+
 def inside_function_transform() -> bool:
     """Whether a `torch.func` transform (grad, vmap, jvp) is running."""
     return torch._C._are_functorch_transforms_active()
@@ -281,6 +304,25 @@ def retraced(module: fx.GraphModule) -> fx.GraphModule:
         own._rename(node.name)
     traced.recompile()
     return traced
+
+
+def dynamo_source(placeholder: fx.Node) -> str:
+    """Return the expression by which Dynamo finds what a placeholder of its graph passes in; empty without one."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    if source is None:
+        return ""
+    # A method up to PyTorch 2.11.
+    return source.name() if callable(source.name) else source.name
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], str]) -> None:
+    """Add a file to the structured trace that `tlparse` shows; nothing is made where no trace is written.
+
+    `encoding` is `json` or `string`.
+    """
+    from torch._logging import trace_structured
+
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
 
 
 def boxed(function: Callable[[list[torch.Tensor]], Any]) -> Callable[[list[torch.Tensor]], Any]:

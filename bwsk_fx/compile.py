@@ -8,17 +8,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx.compile_report import CompileReport, add_report, last_report, reports
+from bwsk_fx.dynamo_graphs import name_modules
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planner import choose
 from bwsk_fx.planning.calibration import cost_model
@@ -26,53 +25,15 @@ from bwsk_fx.planning.compiled import compile_graph, unboxed
 from bwsk_fx.planning.joint import read_joint, wrap_outputs
 from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.options import PlanOptions, plan_options
-from bwsk_fx.planning.plan import Plan
 from bwsk_fx.planning.program import Program
 from bwsk_fx.planning.prospect import Prospect
+from bwsk_fx.planning.sizes import inline_sizes, is_symbolic, sizes_in_arguments, write_out_sizes
 from bwsk_fx.planning.trace import Traced, decompositions_on
+
+__all__ = ["CompileReport", "Partitioner", "backend", "last_report", "reports"]
 
 aten = torch.ops.aten
 _MODES = (None, "default")
-# Reports of the latest graphs are kept; a graph's constants are with them.
-_KEPT_REPORTS = 32
-
-
-@dataclass(frozen=True)
-class CompileReport:
-    """What became of one graph of Dynamo's.
-
-    Attributes:
-        graph: Dynamo's graph, with the user's lines.
-        options: What its plan was asked for.
-        plan: What is kept, recomputed and inverted; None where nothing is trained.
-        forward: The forward half as planned, in ATen calls; None where nothing is trained.
-        backward: The backward half, likewise.
-    """
-
-    graph: fx.GraphModule
-    options: PlanOptions
-    plan: Plan | None
-    forward: fx.GraphModule | None
-    backward: fx.GraphModule | None
-
-
-_REPORTS: deque[CompileReport] = deque(maxlen=_KEPT_REPORTS)
-
-
-def last_report() -> CompileReport:
-    """Return what became of the graph that was compiled last.
-
-    Raises:
-        PlanError: Nothing has been compiled with this backend yet.
-    """
-    if not _REPORTS:
-        raise PlanError('nothing has been compiled with backend="bwsk_fx" yet: call the compiled model once')
-    return _REPORTS[-1]
-
-
-def reports() -> tuple[CompileReport, ...]:
-    """Return the reports of the latest graphs, in the order in which they were compiled; one per graph break."""
-    return tuple(_REPORTS)
 
 
 def backend(
@@ -91,7 +52,7 @@ def backend(
         options: As for `fuse_regions`; `compiler` is `inductor` by default.
 
     Raises:
-        PlanError: An option or the mode is unknown, sizes are symbolic, or no plan fits.
+        PlanError: An option or the mode is unknown, or no plan fits.
     """
     if mode not in _MODES:
         raise PlanError(f'mode is {mode!r}: backend="bwsk_fx" has the default mode alone; its options are {_known()}')
@@ -110,12 +71,7 @@ class _Compilation:
         self._program: Program | None = None
 
     def run(self, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """Compile the graph, for these very sizes: Dynamo compiles it anew for others."""
-        for value in inputs:
-            for size in value.shape if isinstance(value, Tensor) else [value]:
-                # The guards of the compiled code have what a symbolic size is asked for.
-                if isinstance(size, SymInt):
-                    int(size)
+        """Compile the graph for the sizes that Dynamo gives, numbers or symbols."""
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         return private.compile_joint(
             self._graph,
@@ -137,7 +93,7 @@ class _Compilation:
         **__: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         self._program = program = _planned(joint, num_fwd_outputs, static_lifetime_input_indices or (), self._options)
-        _REPORTS.append(CompileReport(self._graph, self._options, program.plan, program.forward, program.backward))
+        add_report(CompileReport(self._graph, self._options, program.plan, program.forward, program.backward))
         return _flat_forward(program), _flat_backward(program)
 
     def _forward(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -148,12 +104,11 @@ class _Compilation:
         assert program is not None  # AOTAutograd partitions first.
         if self._options.compiler == "eager":
             # The planned module frees what it has read; one with a placeholder per tensor could not.
-            return private.boxed(lambda given: program.run_backward(given))
+            return private.boxed(lambda given: program.run_backward(_sizes_last(program, given)))
         return self._compiled(module, "backward pass")
 
     def _inference(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        _write_out_sizes(module)
-        _REPORTS.append(CompileReport(self._graph, self._options, None, None, None))
+        add_report(CompileReport(self._graph, self._options, None, None, None))
         return self._compiled(module, "graph")
 
     def _compiled(self, module: fx.GraphModule, what: str) -> Callable[..., Any]:
@@ -194,7 +149,7 @@ class Partitioner(_InductorPartitioner):
         """Partition a joint graph; called by Inductor."""
         static = kwargs.get("static_lifetime_input_indices") or ()
         program = _planned(gm, kwargs["num_fwd_outputs"], static, self.options)
-        _REPORTS.append(CompileReport(gm, self.options, program.plan, program.forward, program.backward))
+        add_report(CompileReport(gm, self.options, program.plan, program.forward, program.backward))
         return private.retraced(_flat_forward(program)), private.retraced(_flat_backward(program))
 
     def uuid(self) -> str:
@@ -205,9 +160,10 @@ class Partitioner(_InductorPartitioner):
 
 
 def _of_tensors(module: fx.GraphModule, what: str) -> Callable[..., Any]:
-    """Compile a graph with Inductor; sizes among its inputs, which are numbers by now, are passed over."""
+    """Compile a graph with Inductor; inputs that are numbers by now are passed over."""
     placeholders = module.graph.find_nodes(op="placeholder")
-    places = [place for place, node in enumerate(placeholders) if isinstance(node.meta["val"], Tensor)]
+    values = [node.meta["val"] for node in placeholders]
+    places = [place for place, value in enumerate(values) if isinstance(value, Tensor) or is_symbolic(value)]
     graph = fx.Graph()
     # What is in the map already is not copied; nothing reads the numbers any more.
     numbers = {node: node for place, node in enumerate(placeholders) if place not in places}
@@ -224,13 +180,21 @@ def _of_tensors(module: fx.GraphModule, what: str) -> Callable[..., Any]:
 
 def _planned(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Program:
     """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has."""
-    _write_out_sizes(joint)
+    with sizes_in_arguments():
+        return _chosen(_prospect(joint, outputs, static, options), options)
+
+
+def _prospect(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Prospect:
+    if not inline_sizes(joint.graph):
+        write_out_sizes(joint.graph)
     _write_out_constants(joint)
+    name_modules(joint.graph)
     wrap_outputs(joint.graph, outputs)
-    read = read_joint(joint, outputs, static)
+    sizes = [place for place, value in enumerate(_placeholder_values(joint)) if is_symbolic(value)]
+    read = read_joint(joint, outputs, [*static, *sizes])
     device = next(node.meta["val"].device for node in read.primals if isinstance(node.meta["val"], Tensor))
     traced = Traced(read, (True,) * len(read.tangents))
-    return _chosen(Prospect("of the compiled graph", options, traced, cost_model(device, options.costs)), options)
+    return Prospect("of the compiled graph", options, traced, cost_model(device, options.costs))
 
 
 def _chosen(prospect: Prospect, options: PlanOptions) -> Program:
@@ -243,8 +207,12 @@ def _chosen(prospect: Prospect, options: PlanOptions) -> Program:
     return prospect.candidates[index]
 
 
+def _placeholder_values(module: fx.GraphModule) -> list[Any]:
+    return [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+
+
 def _flat_forward(program: Program) -> fx.GraphModule:
-    """Return the forward half as AOTAutograd wants it: outputs, then everything that the backward pass reads."""
+    """Return the forward half as AOTAutograd wants it: outputs, what the backward pass reads, and sizes at the end."""
     graph = fx.Graph()
     at: dict[fx.Node, fx.Node] = {}
     copied: Any = graph.graph_copy(program.forward.graph, at)
@@ -255,29 +223,25 @@ def _flat_forward(program: Program) -> fx.GraphModule:
 
 
 def _flat_backward(program: Program) -> fx.GraphModule:
-    """Return the backward half with a placeholder for each tensor that it reads."""
+    """Return the backward half with a placeholder for each value that it reads, sizes first."""
     flat = unboxed(program.backward.graph, program.forward.graph)
+    placeholders = flat.find_nodes(op="placeholder")
+    first = next(node for node in flat.nodes if node.op != "placeholder")
+    for node in sorted(placeholders, key=lambda node: not is_symbolic(node.meta["val"])):
+        first.prepend(node)
     return fx.GraphModule(nn.Module(), flat, class_name="CompiledBackward")
 
 
-def _write_out_sizes(joint: fx.GraphModule) -> None:
-    """Replace symbolic sizes, whose values are fixed by now, by numbers."""
-    for node in joint.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, SymInt):
-            node.meta["val"] = int(value)
-            node.replace_all_uses_with(int(value))  # type: ignore[arg-type]
-        elif "val" in node.meta:
-            node.meta["val"] = pytree.tree_map_only(Tensor, _with_numbers, value)
-    joint.graph.eliminate_dead_code()
-
-
-def _with_numbers(value: Tensor) -> Tensor:
-    if not any(isinstance(size, SymInt) for size in (*value.shape, *value.stride())):
-        return value
-    sizes, strides = (tuple(map(int, own)) for own in (value.shape, value.stride()))
-    with value.fake_mode:  # type: ignore[attr-defined]
-        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+def _sizes_last(program: Program, given: list[Any]) -> list[Any]:
+    """Put sizes, which AOTAutograd has in front, behind the tensors that are saved."""
+    primals = _placeholder_values(program.forward)
+    sizes = sum(is_symbolic(primals[index]) for index in program.static)
+    if not sizes:
+        return given
+    first_tangent = len(given) - len(program.tangents)
+    ordered = [*given[sizes:first_tangent], *given[:sizes], *given[first_tangent:]]
+    given.clear()
+    return ordered
 
 
 def _write_out_constants(joint: fx.GraphModule) -> None:

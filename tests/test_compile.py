@@ -37,6 +37,10 @@ def distance(found: dict, exact: dict) -> float:
     return sum(float((found[name].double() - exact[name]).square().sum()) for name in exact) ** 0.5
 
 
+def in_float64(found: dict) -> dict:
+    return {name: value.double() for name, value in found.items()}
+
+
 class Convolutions(nn.Module):
     """Batch norms in train mode, in eval mode, and with frozen weights."""
 
@@ -87,7 +91,7 @@ def test_generated_code_keeps_what_the_plan_says(make_vit, make_images):
     expected = step(model, model, inputs)
     fast = compiled(model, budget=0.2)
     found = step(fast, model, inputs)
-    assert distance(found, {name: value.double() for name, value in expected.items()}) < 1e-5
+    assert distance(found, in_float64(expected)) < 1e-5
     plan = bwsk_fx.compile.last_report().plan
     assert plan.kept_bytes < 0.5 * plan.conventional_bytes
     saved = saved_for_backward(fast, inputs, None)
@@ -131,12 +135,17 @@ def test_graph_breaks_give_a_report_each(make_vit):
 
 
 def test_inductor_takes_the_planner_as_its_partitioner(make_vit, make_images):
-    model, inputs = make_vit(), make_images(7)
-    expected = step(model, model, inputs)
+    model = make_vit()
+    # Its first call changes its configuration.
+    model(**make_images())
     partitioner = bwsk_fx.compile.Partitioner(budget=0.2)
-    with torch._inductor.config.patch(custom_partitioner_fn=partitioner):
-        found = step(torch.compile(model, dynamic=True, fullgraph=True), model, inputs)
-    assert distance(found, {name: value.double() for name, value in expected.items()}) < 1e-5
+    torch._dynamo.utils.counters.clear()
+    with torch._inductor.config.patch(custom_partitioner_fn=partitioner, force_disable_caches=True):
+        fast = torch.compile(model, dynamic=True, fullgraph=True)
+        for size in (7, 4):
+            inputs = make_images(size)
+            assert distance(step(fast, model, inputs), in_float64(step(model, model, inputs))) < 1e-5
+    assert graphs_compiled() == 1
     plan = bwsk_fx.compile.last_report().plan
     assert plan.kept_bytes < 0.6 * plan.conventional_bytes
 
@@ -159,23 +168,66 @@ def test_inference_has_no_plan(make_vit, make_images):
     assert bwsk_fx.compile.last_report().plan is None
 
 
-@pytest.mark.parametrize("dynamic", [True, None])
-def test_each_size_is_compiled_by_itself(make_vit, make_images, assert_same_bits, dynamic):
-    model = make_vit()
+def graphs_compiled() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize(("dynamic", "graphs"), [(True, 1), (None, 2)])
+def test_one_graph_serves_all_batch_sizes(make_vit, make_images, assert_same_bits, dynamic, graphs):
+    model = make_vit(hidden_dropout_prob=0.1)
+    # Its first call changes its configuration.
+    model(**make_images())
     fast = torch.compile(model, backend="bwsk_fx", options={"compiler": "eager", "faith": "exact"}, dynamic=dynamic)
+    torch._dynamo.utils.counters.clear()
     # A batch of three would have the size of the channels, and be as constant as they are.
-    for size in (7, 4, 7):
+    for size in (7, 4, 9, 2, 7):
         assert_same_bits(step(fast, model, make_images(size)), step(model, model, make_images(size)))
+    assert graphs_compiled() == graphs
 
 
-def test_generated_code_passes_sizes_over(make_vit, make_images):
-    model, inputs = make_vit(num_hidden_layers=1), make_images(7)
-    expected = step(model, model, inputs)
-    found = step(torch.compile(model, backend="bwsk_fx", dynamic=True), model, inputs)
-    assert distance(found, {name: value.double() for name, value in expected.items()}) < 1e-5
-    with torch.no_grad():
-        logits = torch.compile(model, backend="bwsk_fx", dynamic=True)(**inputs)["logits"]
-    torch.testing.assert_close(logits, model(**inputs)["logits"])
+@pytest.mark.parametrize("budget", [0.0, float("inf")])
+def test_generated_code_serves_all_batch_sizes(make_vit, make_images, budget):
+    model = make_vit(num_hidden_layers=1)
+    model(**make_images())
+    fast = torch.compile(model, backend="bwsk_fx", options={"budget": budget}, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for size in (7, 4):
+        inputs = make_images(size)
+        expected = step(model, model, inputs)
+        assert distance(step(fast, model, inputs), in_float64(expected)) < 1e-5
+        with torch.no_grad():
+            torch.testing.assert_close(fast(**inputs)["logits"], model(**inputs)["logits"])
+    # One for training, one for inference.
+    assert graphs_compiled() == 2
+
+
+class Sized(nn.Module):
+    """Sizes among the results, in arithmetic, in views of the results, and of two dimensions."""
+
+    def forward(self, x, weight):
+        batch, length, _ = x.shape
+        hidden = torch.relu((x @ weight).view(batch * length, -1)).sin()
+        masked = nn.functional.dropout(hidden, 0.5).view(batch, length, -1).transpose(0, 1)
+        return {"loss": (masked * batch / (length + 1)).sum(), "masked": masked, "twice": 2 * batch}
+
+
+@pytest.mark.parametrize("options", [{"compiler": "eager", "faith": "exact"}, {"compiler": "eager"}, {"budget": 0.5}])
+def test_sizes_are_computed_where_they_are_read(options):
+    model = Sized()
+    run = torch.compile(model, backend="bwsk_fx", options=options, dynamic=True, fullgraph=True)
+    torch._dynamo.utils.counters.clear()
+    for batch, length in ((5, 6), (3, 8), (9, 2)):
+        results = []
+        for own in (run, model):
+            torch.manual_seed(0)
+            x, weight = torch.randn(batch, length, 8).requires_grad_(), torch.randn(8, 16, requires_grad=True)
+            found = own(x, weight)
+            found["loss"].backward()
+            results.append((found["masked"], found["loss"], torch.tensor(found["twice"]), x.grad, weight.grad))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+            assert one.stride() == other.stride()
+    assert graphs_compiled() == 1
 
 
 def test_a_bound_on_memory_is_kept(make_vit, make_images):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,6 +163,42 @@ def without_autocast():
         with private.without_autocast():
             assert (square @ square).dtype == torch.float32
         assert (square @ square).dtype == torch.bfloat16
+
+
+def _size() -> torch.SymInt:
+    """One more than twice a symbolic size that is 3."""
+    return 2 * private.fake_tensor(private.fake_mode(), torch.ones(3), dynamic_dims=(0,)).shape[0] + 1
+
+
+@check
+def expression_of():
+    size = _size()
+    assert private.expression_of(size) == private.expression_of(size - 1) + 1 != private.expression_of(size + 1)
+
+
+@check
+def symbols_in():
+    size = _size()
+    assert private.symbols_in(size) == private.symbols_in(size * size)
+    assert len(private.symbols_in(size)) == 1
+
+
+@check
+def hint_of():
+    size = _size()
+    assert (private.hint_of(size), type(private.hint_of(size))) == (7, int)
+    assert private.symbols_in(size), "the size is no number now"
+
+
+@check
+def evaluate():
+    size = _size()
+    (symbol,) = private.symbols_in(size)
+    assert private.evaluate(private.expression_of(size // 4), {symbol: 10}) == 5
+    graph = fx.Graph()
+    value = private.evaluate(private.expression_of(size), {symbol: fx.Proxy(graph.placeholder("size"))})
+    graph.output(value.node)
+    assert fx.GraphModule(nn.Module(), graph)(10) == 21
 
 
 @check
@@ -352,6 +389,42 @@ def compile_joint() -> None:
     torch.compile(lambda x: x.sin().sum(), backend=backend)(x).backward()
     assert torch.equal(x.grad, torch.ones(3).cos())
     assert seen == ["1 output", "forward", "backward"]
+
+
+@check
+def dynamo_source() -> None:
+    found: list[str] = []
+
+    def backend(graph: fx.GraphModule, inputs: object) -> fx.GraphModule:
+        found.extend(map(private.dynamo_source, graph.graph.find_nodes(op="placeholder")))
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(nn.Sequential(nn.Linear(2, 2)), backend=backend)(torch.ones(1, 2))
+    assert sum("['0']._parameters['weight']" in source for source in found) == 1
+    graph = fx.Graph()
+    assert private.dynamo_source(graph.placeholder("x")) == ""
+
+
+@check
+def trace_artifact() -> None:
+    seen: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(str(record.metadata["artifact"]["name"]) + record.payload)
+
+    def no_payload() -> str:
+        raise AssertionError("nothing is made where no trace is written")
+
+    private.trace_artifact("unseen", "string", no_payload)
+    log, handler = logging.getLogger("torch.__trace"), Handler()
+    log.addHandler(handler)
+    try:
+        private.trace_artifact("plan", "json", lambda: "{}")
+    finally:
+        log.removeHandler(handler)
+    assert seen == ["plan{}"]
 
 
 @check

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError, first_line
+from bwsk_fx.planning.sizes import is_symbolic
 
 aten = torch.ops.aten
 
@@ -92,7 +93,7 @@ def compile_graph(graph: fx.Graph, name: str) -> CompiledGraph:
     """Compile a graph of ATen calls that returns tensors of any nesting.
 
     Args:
-        graph: Its placeholders are tensors; nodes have recorded values.
+        graph: Its placeholders are tensors and symbolic sizes; nodes have recorded values.
         name: What it is, for errors.
 
     Raises:
@@ -147,6 +148,9 @@ def _returned_views(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _is_view(node: fx.Node) -> bool:
+    """Whether a node computes nothing that generated code has to: views, and sizes."""
+    if node.op == "call_function" and is_symbolic(node.meta.get("val")):
+        return True
     if node.target is operator.getitem:
         return _is_view(node.all_input_nodes[0])
     return node.op == "call_function" and getattr(node.target, "is_view", False)
@@ -163,7 +167,8 @@ def _views_module(graph: fx.Graph, views: Sequence[fx.Node], bases: Sequence[fx.
 
 def _kernels(graph: fx.Graph, results: Sequence[fx.Node], name: str) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """Let Inductor generate code that computes `results`, which are no views."""
-    inputs = [node.meta["val"].detach() for node in graph.find_nodes(op="placeholder")]
+    values = [node.meta["val"] for node in graph.find_nodes(op="placeholder")]
+    inputs = [value.detach() if isinstance(value, Tensor) else value for value in values]
     try:
         with torch.no_grad(), private.without_autocast():
             traced = private.trace_for_inductor(_computing(graph, results), inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,6 +15,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.gradients import fuse_gradients
 from bwsk_fx.planning.simplify import drop_no_ops, read_less
+from bwsk_fx.planning.sizes import as_numbers
 from bwsk_fx.planning.views import base_of
 
 aten = torch.ops.aten
@@ -30,7 +32,7 @@ class JointGraph:
         conventional: The graph as eager execution runs it, nothing merged.
         primals: Placeholders for the region's inputs and parameters.
         tangents: Placeholders for the gradients of its outputs.
-        forward_outputs: What the forward pass returns.
+        forward_outputs: What the forward pass returns; sizes among it are numbers.
         gradients: What the backward pass returns, one per primal; None where none is wanted.
         static_primals: The primals that are parameters or buffers, which are at hand in the backward pass anyway.
         backward: The nodes that depend on a tangent.
@@ -41,7 +43,7 @@ class JointGraph:
     conventional: fx.Graph
     primals: tuple[fx.Node, ...]
     tangents: tuple[fx.Node, ...]
-    forward_outputs: tuple[fx.Node | None, ...]
+    forward_outputs: tuple[Any, ...]
     gradients: tuple[fx.Node | None, ...]
     static_primals: frozenset[fx.Node]
     backward: frozenset[fx.Node]
@@ -136,9 +138,9 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
 
 
 def nbytes(node: fx.Node) -> int:
-    """Return the bytes of a node's tensor; 0 for numbers, None and tuples."""
+    """Return the bytes of a node's tensor, of the sizes that it was traced for; 0 for numbers, None and tuples."""
     value = node.meta.get("val")
-    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+    return as_numbers(value.numel()) * value.element_size() if isinstance(value, torch.Tensor) else 0
 
 
 def is_constant(node: fx.Node) -> bool:
@@ -215,10 +217,10 @@ def _share_versions(graph: fx.Graph) -> None:
         node.target = aten.view.default
 
 
-def _unwrapped(output: fx.Node | None) -> fx.Node | None:
+def _unwrapped(output: Any) -> Any:
     # `wrap_output` kept AOTAutograd from seeing an alias; at run time the aliased tensor itself is the output.
-    if output is not None and output.target is aten._unsafe_view.default:
-        return output.args[0]  # type: ignore[return-value]
+    if isinstance(output, fx.Node) and output.target is aten._unsafe_view.default:
+        return output.args[0]
     return output
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bwsk_fx.planning.sizes import as_numbers
 from bwsk_fx.planning.views import moves_no_data
 
 aten = torch.ops.aten
@@ -44,12 +45,13 @@ def kernel_calls(node: fx.Node) -> list[KernelCall]:
     """Return the ATen calls of a node that compute something; views and parts of tuples launch nothing.
 
     A node that calls a Python function of tensors (a witness, or an inverse) launches what that function calls.
+    Symbolic sizes are the numbers that they were traced for.
     """
     if node.op != "call_function" or not callable(node.target):
         return []
-    args, kwargs = fake_arguments(node)
+    args, kwargs = as_numbers(fake_arguments(node))
     if isinstance(node.target, torch._ops.OpOverload):
-        result = node.meta.get("val")
+        result = as_numbers(node.meta.get("val"))
         return [] if launches_nothing(node.target) else [KernelCall(node.target, args, kwargs, result)]
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,6 +21,7 @@ from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
 from bwsk_fx.planning.kernels import fill_in_values
 from bwsk_fx.planning.liveness import peak_bytes
 from bwsk_fx.planning.simplify import forget_state_updates
+from bwsk_fx.planning.sizes import bind_sizes, is_symbolic, symbols_of
 from bwsk_fx.planning.solve import Solution
 from bwsk_fx.planning.views import base_of
 from bwsk_fx.rules.inverse import laid_out
@@ -35,7 +37,7 @@ class Partition:
         forward: Takes the primals; returns `(outputs, kept)`, two tuples.
         backward: Takes one list `[*kept, *static, *tangents]`, empties it, and returns one gradient or None per
             primal.
-        static: Indices of the static primals that the backward module reads.
+        static: Indices of the static primals that the backward module reads; sizes come last.
         forward_peak: The most bytes that the forward module holds at a time, parameters excluded.
         backward_peak: The same of the backward module, with what is kept.
     """
@@ -77,13 +79,15 @@ def _module(graph: fx.Graph, name: str) -> fx.GraphModule:
 def _write_forward(joint: JointGraph, kept: Sequence[fx.Node]) -> fx.Graph:
     graph = fx.Graph()
     at: dict[fx.Node, fx.Node] = {}
-    outputs = [output for output in joint.forward_outputs if output is not None]
+    outputs = [output for output in joint.forward_outputs if isinstance(output, fx.Node)]
     wanted = _ancestors([*outputs, *kept, *(node for node in joint.forward_nodes() if is_random(node))])
     for node in joint.graph.nodes:
         if node in joint.primals or (node in wanted and node.op == "call_function"):
             at[node] = graph.node_copy(node, at.__getitem__)
     saved = tuple(_own_storage(graph, node, at[node], kept) for node in kept)
-    graph.output((_distinct(graph, [output and at[output] for output in joint.forward_outputs]), saved))
+    returned = [at[output] if isinstance(output, fx.Node) else output for output in joint.forward_outputs]
+    graph.output((_distinct(graph, returned), saved))
+    bind_sizes(graph, symbols_of(graph.find_nodes(op="placeholder")))
     return graph
 
 
@@ -108,14 +112,14 @@ def is_kept_as_copy(node: fx.Node, kept: Sequence[fx.Node]) -> bool:
     return nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
 
 
-def _distinct(graph: fx.Graph, outputs: Sequence[fx.Node | None]) -> tuple[fx.Node | None, ...]:
+def _distinct(graph: fx.Graph, outputs: Sequence[Any]) -> tuple[Any, ...]:
     """Give every output a tensor object of its own: autograd tells the outputs of a Function apart by it."""
     seen: set[fx.Node] = set()
     result = []
     for output in outputs:
-        repeated = output in seen
-        result.append(graph.call_function(aten.alias.default, (output,)) if output and repeated else output)
-        seen |= {output} if output else set()
+        repeated = isinstance(output, fx.Node) and output in seen
+        result.append(graph.call_function(aten.alias.default, (output,)) if repeated else output)
+        seen |= {output} if isinstance(output, fx.Node) else set()
     return tuple(result)
 
 
@@ -131,7 +135,11 @@ class _BackwardWriter:
         self._views: dict[fx.Node, list[Derivation]] = {}
         for view in hypergraph.views:
             self._views.setdefault(view.head, []).append(view)
-        self._static: list[int] = []
+        # Numbers come behind tensors.
+        self._static = sorted(
+            (index for index, primal in enumerate(joint.primals) if primal in joint.static_primals),
+            key=lambda index: is_symbolic(joint.primals[index].meta.get("val")),
+        )
         self._take_inputs(solution.kept)
         if exact:
             self._lay_out_copies(solution.kept)
@@ -146,6 +154,7 @@ class _BackwardWriter:
         gradients = [None if gradient is None else self._obtain(gradient) for gradient in self._joint.gradients]
         self._graph.output(tuple(gradients))
         forget_state_updates(self._graph)
+        bind_sizes(self._graph, symbols_of(self._graph.find_nodes(op="call_method", target="pop")))
         self._drop_unread_static()
         return self._graph
 
@@ -155,7 +164,7 @@ class _BackwardWriter:
 
     def _take_inputs(self, kept: Sequence[fx.Node]) -> None:
         box = self._graph.placeholder("residuals")
-        static = [primal for primal in self._joint.primals if primal in self._joint.static_primals]
+        static = [self._joint.primals[index] for index in self._static]
         for node in (*kept, *static, *self._joint.tangents):
             # The list must not hold what the code has finished with, so each tensor is taken out of it.
             taken = self._graph.create_node("call_method", "pop", (box, 0), name=node.name)
@@ -170,12 +179,11 @@ class _BackwardWriter:
                 self._at[node] = copied
 
     def _drop_unread_static(self) -> None:
-        for index, primal in enumerate(self._joint.primals):
-            if primal in self._joint.static_primals:
-                if self._at[primal].users:
-                    self._static.append(index)
-                else:
-                    self._graph.erase_node(self._at[primal])
+        for index in list(self._static):
+            taken = self._at[self._joint.primals[index]]
+            if not taken.users:
+                self._static.remove(index)
+                self._graph.erase_node(taken)
 
     def _copy(self, node: fx.Node) -> fx.Node:
         return self._graph.node_copy(node, lambda operand: self._at[operand])
