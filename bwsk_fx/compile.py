@@ -156,7 +156,8 @@ class Partitioner(_InductorPartitioner):
         """Return what tells this partitioner from any other."""
         files = sorted(Path(__file__).parent.rglob("*.py"))
         contents = b"".join(file.read_bytes() for file in files)
-        return hashlib.sha256(contents + str(self.options).encode()).hexdigest()
+        plan = Path(self.options.plan).read_bytes() if self.options.plan else b""
+        return hashlib.sha256(contents + plan + str(self.options).encode()).hexdigest()
 
 
 def _of_tensors(module: fx.GraphModule, what: str) -> Callable[..., Any]:

@@ -160,6 +160,15 @@ def test_partitioners_are_named_by_their_options():
     assert bwsk_fx.compile.Partitioner(0.1).uuid() == bwsk_fx.compile.Partitioner(0.1).uuid()
 
 
+def test_partitioners_are_named_by_what_is_in_their_plan(tmp_path):
+    plan = tmp_path / "plan.json"
+    names = set()
+    for content in ("{}", '{"regions": []}'):
+        plan.write_text(content)
+        names.add(bwsk_fx.compile.Partitioner(plan=str(plan)).uuid())
+    assert len(names) == 2
+
+
 def test_inference_has_no_plan(make_vit, make_images):
     model, inputs = make_vit().eval(), make_images()
     with torch.no_grad():

@@ -100,11 +100,14 @@ def test_the_structured_trace_has_labels_plan_and_halves(make_vit, make_images):
                 written[artifact["name"]] = record.payload
 
     log, handler = logging.getLogger("torch.__trace"), Handler()
+    level = log.level
+    log.setLevel(logging.DEBUG)
     log.addHandler(handler)
     try:
         compiled_once(make_vit(), make_images(), budget=0.2)
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
     assert written.keys() == {f"bwsk_fx_{part}" for part in ("types", "plan", "forward", "backward")}
     plan = bwsk_fx.compile.last_report().plan
     assert json.loads(written["bwsk_fx_plan"])["kept_bytes"] == plan.kept_bytes

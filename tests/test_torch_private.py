@@ -419,11 +419,14 @@ def trace_artifact() -> None:
 
     private.trace_artifact("unseen", "string", no_payload)
     log, handler = logging.getLogger("torch.__trace"), Handler()
+    level = log.level
+    log.setLevel(logging.DEBUG)
     log.addHandler(handler)
     try:
         private.trace_artifact("plan", "json", lambda: "{}")
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
     assert seen == ["plan{}"]
 
 
