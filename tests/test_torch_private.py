@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -412,20 +413,21 @@ def trace_artifact() -> None:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append(str(record.metadata["artifact"]["name"]) + record.payload)
+            if "artifact" in record.metadata:
+                seen.append(str(record.metadata["artifact"]["name"]) + record.payload)
 
     def no_payload() -> str:
         raise AssertionError("nothing is made where no trace is written")
 
-    private.trace_artifact("unseen", "string", no_payload)
     log, handler = logging.getLogger("torch.__trace"), Handler()
+    with patch.object(log, "handlers", []):
+        private.trace_artifact("unseen", "string", no_payload)
     level = log.level
     log.setLevel(logging.DEBUG)
-    log.addHandler(handler)
     try:
-        private.trace_artifact("plan", "json", lambda: "{}")
+        with patch.object(log, "handlers", [handler]):
+            private.trace_artifact("plan", "json", lambda: "{}")
     finally:
-        log.removeHandler(handler)
         log.setLevel(level)
     assert seen == ["plan{}"]
 
