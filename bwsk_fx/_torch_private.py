@@ -233,6 +233,13 @@ def _writes_before_reads() -> Iterator[None]:
         SchedulerNode.recompute_size_and_body = original  # type: ignore[method-assign]
 
 
+def inductor_mode(mode: str) -> AbstractContextManager[Any]:
+    """Return a context in which Inductor compiles as under `torch.compile(mode=...)`."""
+    from torch._inductor import config, list_mode_options
+
+    return config.patch(list_mode_options(mode))  # type: ignore[no-any-return]
+
+
 def generated_code(compiled: Callable[..., Any]) -> str:
     """Return the source that Inductor generated for what `compile_boxed` returned; empty where it computes nothing."""
     return getattr(compiled, "source_code", "")

@@ -33,7 +33,8 @@ from bwsk_fx.planning.trace import Traced, decompositions_on
 __all__ = ["CompileReport", "Partitioner", "backend", "last_report", "reports"]
 
 aten = torch.ops.aten
-_MODES = (None, "default")
+# The others are about CUDA graphs, which would write the next step's results over what this one returned.
+_MODES = (None, "default", "max-autotune-no-cudagraphs")
 
 
 def backend(
@@ -48,15 +49,16 @@ def backend(
     Args:
         graph: The graph.
         example_inputs: Fake tensors.
-        mode: None or `"default"`: other modes of Inductor's are about CUDA graphs and autotuning.
+        mode: Of Inductor's: `"default"`, or `"max-autotune-no-cudagraphs"`.
         options: As for `fuse_regions`; `compiler` is `inductor` by default.
 
     Raises:
         PlanError: An option or the mode is unknown, or no plan fits.
     """
     if mode not in _MODES:
-        raise PlanError(f'mode is {mode!r}: backend="bwsk_fx" has the default mode alone; its options are {_known()}')
-    return _Compilation(graph, plan_options(**{"compiler": "inductor", **(options or {})})).run(example_inputs)
+        known = ", ".join(map(repr, _MODES[1:]))
+        raise PlanError(f'mode is {mode!r}: backend="bwsk_fx" has the modes {known}; its options are {_known()}')
+    return _Compilation(graph, plan_options(**{"compiler": "inductor", **(options or {})}), mode).run(example_inputs)
 
 
 def _known() -> str:
@@ -66,8 +68,8 @@ def _known() -> str:
 class _Compilation:
     """One graph on its way through AOTAutograd, whose compilers are called after its partitioner."""
 
-    def __init__(self, graph: fx.GraphModule, options: PlanOptions) -> None:
-        self._graph, self._options = graph, options
+    def __init__(self, graph: fx.GraphModule, options: PlanOptions, mode: str | None) -> None:
+        self._graph, self._options, self._mode = graph, options, mode or "default"
         self._program: Program | None = None
 
     def run(self, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -113,7 +115,8 @@ class _Compilation:
 
     def _compiled(self, module: fx.GraphModule, what: str) -> Callable[..., Any]:
         if self._options.compiler == "inductor":
-            return _of_tensors(module, what)
+            with private.inductor_mode(self._mode):
+                return _of_tensors(module, what)
 
         def eager(inputs: list[Tensor]) -> Any:
             given = list(inputs)

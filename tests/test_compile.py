@@ -6,6 +6,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import bwsk_fx
+from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.measure import saved_for_backward
 
@@ -167,6 +168,21 @@ def test_partitioners_are_named_by_what_is_in_their_plan(tmp_path):
         plan.write_text(content)
         names.add(bwsk_fx.compile.Partitioner(plan=str(plan)).uuid())
     assert len(names) == 2
+
+
+def test_inductors_mode_holds_for_both_halves(monkeypatch):
+    seen = []
+    original = private.compile_boxed
+
+    def compile_boxed(*args):
+        seen.append(torch._inductor.config.max_autotune)
+        return original(*args)
+
+    monkeypatch.setattr(private, "compile_boxed", compile_boxed)
+    for mode in ("default", "max-autotune-no-cudagraphs"):
+        x = torch.randn(8, requires_grad=True)
+        torch.compile(lambda x: x.sin().exp(), backend="bwsk_fx", mode=mode)(x).sum().backward()
+    assert seen == [False, False, True, True]
 
 
 def test_inference_has_no_plan(make_vit, make_images):

@@ -310,6 +310,18 @@ def compile_boxed():
 
 
 @check
+def inductor_mode():
+    from torch._inductor import config
+
+    assert not config.max_autotune
+    with private.inductor_mode("default"):
+        assert not config.max_autotune
+    with private.inductor_mode("max-autotune-no-cudagraphs"):
+        assert config.max_autotune
+    assert not config.max_autotune
+
+
+@check
 def generated_code():
     compiled = private.compile_boxed(*_traced_for_inductor())
     assert "args.clear()" in private.generated_code(compiled)
