@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import default_data_collator, set_seed
 
 from bwsk_fx.errors import TrainingError
@@ -18,6 +19,7 @@ from bwsk_fx.measure import StepMemory, measure
 from bwsk_fx.training import card, models, modes, plots
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
+from bwsk_fx.training.faults import memory_explained
 from bwsk_fx.training.output import (
     ALL_VARIANTS,
     PRETRAINED,
@@ -29,8 +31,9 @@ from bwsk_fx.training.output import (
     require_same_configuration,
     write_json,
 )
-from bwsk_fx.training.progress import Reporter, SilentReporter
+from bwsk_fx.training.progress import Bar, Reporter, SilentReporter
 from bwsk_fx.training.results import Measured, variant_result
+from bwsk_fx.training.resume import Checkpoint, Checkpoints
 from bwsk_fx.training.trainer import AUTOCAST_DTYPES, Outcome, Task, run
 
 TINY_VIT = "vit-tiny-digits"
@@ -72,14 +75,23 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     require_same_configuration(output, config, identities)
     pending = [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
     if pending:
-        reporter = reporter or SilentReporter()
-        # Read before the output folder is made: a run that cannot start leaves nothing.
-        session = _Session(config, precision, output, reporter, read_material(config, reporter))
+        # Started before the output folder is made: a run that cannot start leaves nothing.
+        session = _started(config, precision, output, reporter or SilentReporter(), pending)
         with output.opened(), _threads(config):
             for variant in pending:
                 session.train_variant(variant)
-    _summarize(output)
+    # Opened here too, so that what a killed run left is swept up when nothing remains to be trained.
+    with output.opened():
+        _summarize(output)
     return RunReport(config.output, output.results(), tuple(variant.folder for variant in pending))
+
+
+def _started(
+    config: RunConfig, precision: Precision, output: Output, reporter: Reporter, pending: list[Variant]
+) -> _Session:
+    session = _Session(config, precision, output, reporter, read_material(config, reporter))
+    session.require_resumable(pending)
+    return session
 
 
 @contextmanager
@@ -137,22 +149,60 @@ class _Session:
     reporter: Reporter
     material: Material
 
+    def require_resumable(self, pending: list[Variant]) -> None:
+        """Raises a TrainingError when unfinished work in the folder is of another configuration."""
+        if self.config.overwrite:
+            return
+        if self.config.small and any(variant.experiment is Experiment.FINETUNE for variant in pending):
+            self._checkpoints(PRETRAINED, self._pretraining_identity()).require_same_identity()
+        for variant in pending:
+            self._checkpoints(variant.folder, self._identity(variant)).require_same_identity()
+
     def train_variant(self, variant: Variant) -> None:
-        """Trains one variant and puts its folder in place."""
+        """Trains one variant, from its newest checkpoint if there is one, and puts its folder in place."""
         load, source = self._start(variant.experiment)
         began = time.perf_counter()
-        bar = self.reporter.bar(variant.folder)
+        identity, recipe = self._identity(variant), self.config.recipe(variant.experiment)
+        checkpoints = self._checkpoints(variant.folder, identity)
+        start = self._resumed(checkpoints)
+        bar = self._bar(variant.folder, start)
         set_seed(self.config.seed)
-        model = load(source, self.material.splits.labels).to(_device()).train()
-        recipe = self.config.recipe(variant.experiment)
-        prepared = self._prepare(model, variant, recipe)
-        preparation = time.perf_counter() - began
-        outcome = run(self._task(model, recipe), bar)
-        measured = Measured(*prepared, preparation, wall_time_s=time.perf_counter() - began)
-        slug = self.config.model_name(Experiment.SCRATCH)
-        result = variant_result(variant, slug, outcome, measured, self.config.identity(variant, self.precision))
-        self._publish(variant.folder, model, RESULT_FILE, result.to_json())
+        with memory_explained(variant.folder, variant.mode, self.config.plan.budget, recipe.batch_size):
+            model = load(source, self.material.splits.labels).to(_device()).train()
+            prepared = self._prepare(model, variant, recipe)
+            preparation = time.perf_counter() - began
+            outcome = run(self._task(model, recipe, variant.folder), bar, checkpoints, start)
+        wall_time = outcome.earlier_time_s + time.perf_counter() - began
+        measured = Measured(*prepared, preparation, wall_time_s=wall_time)
+        result = variant_result(variant, self.config.model_name(Experiment.SCRATCH), outcome, measured, identity)
+        self._publish(variant.folder, model, RESULT_FILE, result.to_json() | _resumption(outcome))
+        checkpoints.discard()
         _summarize(self.output)
+
+    def _identity(self, variant: Variant) -> dict[str, Any]:
+        return self.config.identity(variant, self.precision)
+
+    def _checkpoints(self, folder: str, identity: dict[str, Any]) -> Checkpoints:
+        """The checkpoints of one training; what they hold is the same only for the same data and versions."""
+        splits = self.material.splits
+        samples = "/".join(str(len(split)) for split in (splits.train, splits.validation, splits.test))
+        circumstances = {
+            "samples": samples,
+            "classes": len(splits.labels),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": _device().type,
+        }
+        return Checkpoints(folder, self.output.unfinished(folder), identity | circumstances)
+
+    def _resumed(self, checkpoints: Checkpoints) -> Checkpoint | None:
+        """Where a training goes on; with `overwrite` it starts from its beginning, as finished ones do."""
+        if self.config.overwrite:
+            checkpoints.discard()
+        return checkpoints.newest()
+
+    def _bar(self, label: str, start: Checkpoint | None) -> Bar:
+        return self.reporter.bar(label if start is None else f"{label}, from step {start.step}")
 
     def _start(self, experiment: Experiment) -> tuple[Callable[[str, tuple[str, ...]], Any], str]:
         """How the weights are made, and from what."""
@@ -170,10 +220,10 @@ class _Session:
         modes.require_effect(model, variant.mode)
         return memory, modes.ratios(model, "published"), modes.ratios(model, "sound")
 
-    def _task(self, model: Any, recipe: Recipe) -> Task:
+    def _task(self, model: Any, recipe: Recipe, name: str) -> Task:
         material = self.material
         splits = (material.train, material.validation, material.test)
-        return Task(model, *splits, recipe, self.precision, self.config.seed)
+        return Task(model, *splits, recipe, self.precision, self.config.seed, name)
 
     @cached_property
     def _checkpoint(self) -> Path:
@@ -195,12 +245,17 @@ class _Session:
         model = models.from_scratch(TINY_VIT, data.labels[: len(PRETRAINING_LABELS)])
         splits = (only_labels(split, PRETRAINING_LABELS) for split in (data.train, data.validation, data.test))
         train, validation, test = (as_tensors(split, processor) for split in splits)
-        task = Task(model, train, validation, test, self.config.pretraining_recipe(), self.precision, self.config.seed)
-        outcome = run(task, self.reporter.bar("pretraining on digits 0-4"))
+        recipe, label = self.config.pretraining_recipe(), "pretraining on digits 0-4"
+        task = Task(model, train, validation, test, recipe, self.precision, self.config.seed, label)
+        checkpoints = self._checkpoints(PRETRAINED, identity)
+        start = self._resumed(checkpoints)
+        with memory_explained(label, Mode.CONVENTIONAL, 0.0, recipe.batch_size):
+            outcome = run(task, self._bar(label, start), checkpoints, start)
         self._publish(PRETRAINED, model, PRETRAINING_FILE, _pretraining_result(outcome, identity))
+        checkpoints.discard()
 
     def _pretraining_identity(self) -> dict[str, Any]:
-        identity = self.config.identity(Variant(Experiment.FINETUNE, Mode.CONVENTIONAL), self.precision)
+        identity = self._identity(Variant(Experiment.FINETUNE, Mode.CONVENTIONAL))
         return identity | vars(self.config.pretraining_recipe()) | {"model": TINY_VIT, "experiment": "pretrain"}
 
     def _publish(self, folder: str, model: Any, result_file: str, result: dict[str, Any]) -> None:
@@ -218,7 +273,14 @@ def _pretraining_result(outcome: Outcome, identity: dict[str, Any]) -> dict[str,
         "total_steps": len(outcome.losses),
         "wall_time_s": outcome.train_time_s,
         "configuration": identity,
-    }
+    } | _resumption(outcome)
+
+
+def _resumption(outcome: Outcome) -> dict[str, Any]:
+    """What marks the times of a training that was cut off as put together from several processes."""
+    if not outcome.resumed_at:
+        return {}
+    return {"resumed_at_steps": list(outcome.resumed_at), "earlier_time_s": outcome.earlier_time_s}
 
 
 def _summarize(output: Output) -> None:

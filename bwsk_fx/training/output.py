@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.training.config import Experiment, Mode, RunConfig, Variant
+from bwsk_fx.training.faults import disk_error
 
 RESULT_FILE = "training_results.json"
 SUMMARY_FILE = "results.json"
@@ -23,6 +26,7 @@ ALL_VARIANTS = tuple(Variant(experiment, mode) for experiment in Experiment for 
 
 _NUMBER_LIST = re.compile(r"\[\n[-+.\deE,\s]+\]")
 _STAGE_PREFIX = ".partial-"
+_UNFINISHED_PREFIX = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Output:
             raise TrainingError(
                 f"output folder '{self.root}' holds other files and no results of bwsk-fx; choose another --output"
             )
+
+    def unfinished(self, folder: str) -> Path:
+        """Where the checkpoints of a training belong until its folder is there."""
+        return self.root / f"{_UNFINISHED_PREFIX}{folder}"
 
     def result(self, variant: Variant) -> dict[str, Any] | None:
         """The results of a finished variant, or None."""
@@ -76,7 +84,7 @@ class Output:
         try:
             yield stage / folder
             _replace_folder(stage / folder, self.root / folder, stage / "old")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise _unwritable(self.root / folder, error) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
@@ -94,15 +102,19 @@ class Output:
             temporary.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Removes what a killed run left behind."""
+        """Removes what a killed run left behind, but for the checkpoints of what is not finished."""
         for stale in self.root.glob(f"{_STAGE_PREFIX}*"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        for checkpoints in self.root.glob(f"{_UNFINISHED_PREFIX}*"):
+            if (self.root / checkpoints.name.removeprefix(_UNFINISHED_PREFIX)).is_dir():
+                shutil.rmtree(checkpoints)
 
     def _has_foreign_content(self) -> bool:
         if not self.root.is_dir() or (self.root / SUMMARY_FILE).exists():
             return False
         ours = {PRETRAINED, *(variant.folder for variant in ALL_VARIANTS)}
-        return any(entry.name not in ours and not entry.name.startswith(_STAGE_PREFIX) for entry in self.root.iterdir())
+        hidden = (_STAGE_PREFIX, _UNFINISHED_PREFIX)
+        return any(entry.name not in ours and not entry.name.startswith(hidden) for entry in self.root.iterdir())
 
 
 def require_same_configuration(output: Output, config: RunConfig, identities: dict[str, dict[str, Any]]) -> None:
@@ -163,6 +175,5 @@ def _nearest_existing(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
-def _unwritable(path: Path, error: OSError) -> TrainingError:
-    reason = error.strerror or type(error).__name__
-    return TrainingError(f"'{path}' cannot be written ({reason}); choose another --output")
+def _unwritable(path: Path, error: OSError | SafetensorError) -> TrainingError:
+    return disk_error(path.parent, error, f"'{path.name}'", "the same command then goes on")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save_file, save_model
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -21,14 +27,20 @@ from transformers import (
 )
 
 from bwsk_fx.training.config import Precision, Recipe
+from bwsk_fx.training.faults import require_finite
 from bwsk_fx.training.progress import Bar
+from bwsk_fx.training.resume import Checkpoint, Checkpoints
+
+WEIGHTS_FILE = "model.safetensors"
+BEST_FILE = "best.safetensors"
+WATCHED_FILE = "watched.json"
 
 AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training: a model, its data, how to train it."""
+    """One training: a model, its data, how to train it, and its name in messages."""
 
     model: Any
     train: Any
@@ -37,6 +49,7 @@ class Task:
     recipe: Recipe
     precision: Precision
     seed: int
+    name: str = "training"
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,10 @@ class Outcome:
         epochs: completed epochs, the last one possibly in part.
         early_stopped: whether the validation accuracy ended the training.
         step_time_s: median time from the end of a step to the end of the next, evaluation excluded.
-        train_time_s: training and validation together.
+        train_time_s: training and validation together; of a resumed training, up to each checkpoint that it went on
+            from and from there to the end, so that no step is counted twice.
+        earlier_time_s: the part of `train_time_s` that earlier processes spent.
+        resumed_at: the steps after which it went on from a checkpoint.
     """
 
     losses: tuple[float, ...]
@@ -60,6 +76,8 @@ class Outcome:
     early_stopped: bool
     step_time_s: float
     train_time_s: float
+    earlier_time_s: float = 0.0
+    resumed_at: tuple[int, ...] = ()
 
     @property
     def best_accuracy(self) -> float:
@@ -77,10 +95,41 @@ class _Watch(TrainerCallback):
     """Writes down losses, accuracies and step times, and moves the progress bar."""
 
     bar: Bar
-    losses: list[torch.Tensor] = field(default_factory=list)
+    name: str
+    precision: Precision
+    latest: torch.Tensor | None = None
+    losses: list[float] = field(default_factory=list)
     accuracies: list[tuple[int, float]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)
+    earlier_s: float = 0.0
+    _started: float = 0.0
     _began: float = 0.0
+
+    def start(self) -> None:
+        """Starts the clock of this process."""
+        self._started = time.perf_counter()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time spent on the steps so far, by earlier processes too."""
+        return self.earlier_s + time.perf_counter() - self._started
+
+    def save(self, folder: Path) -> None:
+        """Adds what has been written down to a checkpoint."""
+        kept = {name: getattr(self, name) for name in ("losses", "accuracies", "times", "resumed_at")}
+        (folder / WATCHED_FILE).write_text(json.dumps(kept | {"elapsed_s": self.elapsed_s}), encoding="utf-8")
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Takes over what was written down until a checkpoint, and moves the bar there."""
+        kept = json.loads((checkpoint.folder / WATCHED_FILE).read_text(encoding="utf-8"))
+        self.losses, self.times, self.earlier_s = kept["losses"], kept["times"], kept["elapsed_s"]
+        self.accuracies = [(step, accuracy) for step, accuracy in kept["accuracies"]]
+        self.resumed_at = [*kept["resumed_at"], checkpoint.step]
+        for loss in self.losses:
+            self.bar.advance(loss=loss)
+        for _, accuracy in self.accuracies:
+            self.bar.note(accuracy=accuracy)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = time.perf_counter()
@@ -89,7 +138,10 @@ class _Watch(TrainerCallback):
         if args.device.type == "cuda":
             torch.cuda.synchronize(args.device)
         self.times.append(time.perf_counter() - self._began)
-        self.bar.advance(loss=float(self.losses[-1]))
+        assert self.latest is not None
+        self.losses.append(float(self.latest))
+        require_finite(self.name, self.losses, self.precision)
+        self.bar.advance(loss=self.losses[-1])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if metrics and "eval_accuracy" in metrics:
@@ -110,6 +162,19 @@ class _KeepBest(TrainerCallback):
     _weights: dict[str, torch.Tensor] = field(default_factory=dict)
     _waited: int = 0
 
+    def save(self, folder: Path) -> None:
+        """Adds the best weights to a checkpoint, and how long they have been the best."""
+        state = json.dumps({"best": self.best, "waited": self._waited})
+        weights = {key: value.contiguous() for key, value in self._weights.items()}
+        save_file(weights, folder / BEST_FILE, metadata={"keep_best": state})
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Takes over what a checkpoint holds."""
+        with safe_open(checkpoint.folder / BEST_FILE, framework="pt") as file:
+            state = json.loads(file.metadata()["keep_best"])
+        self._weights = load_file(checkpoint.folder / BEST_FILE)
+        self.best, self._waited = state["best"], state["waited"]
+
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **kwargs: Any
     ) -> None:
@@ -121,7 +186,8 @@ class _KeepBest(TrainerCallback):
             self._weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
             return
         self._waited += 1
-        control.should_training_stop = self._waited >= self.patience
+        # Never set back: after the last step it is set already.
+        control.should_training_stop |= self._waited >= self.patience
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         model.load_state_dict(self._weights)
@@ -129,11 +195,11 @@ class _KeepBest(TrainerCallback):
 
 
 class _WatchedTrainer(Trainer):
-    """A Trainer that hands every step's loss to a watch."""
+    """A Trainer that hands every step's loss to a watch, and whose checkpoints hold all that decides the result."""
 
-    def __init__(self, watch: _Watch, patience: int, **kwargs: Any) -> None:
-        super().__init__(callbacks=[watch, _KeepBest(patience)], **kwargs)
-        self._watch = watch
+    def __init__(self, watch: _Watch, keeper: _KeepBest, checkpoints: Checkpoints | None, **kwargs: Any) -> None:
+        super().__init__(callbacks=[watch, keeper], **kwargs)
+        self.watch, self.keeper, self._checkpoints = watch, keeper, checkpoints
         # Otherwise the number of samples in the batch would become one more input of the model, for a loss that
         # is the same mean either way.
         self.model_accepts_loss_kwargs = False
@@ -142,60 +208,101 @@ class _WatchedTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        self._watch.losses.append(loss.detach())
+        self.watch.latest = loss.detach()
         return loss
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # A training that is over is tested and published at once; from a checkpoint it would take one step more.
+        if self._checkpoints is None or self.control.should_training_stop:
+            return
+        with self._checkpoints.saving(self.state.global_step) as folder:
+            super()._save_checkpoint(model, trial)
+            self.watch.save(folder)
+            self.keeper.save(folder)
 
-def run(task: Task, bar: Bar) -> Outcome:
+    # Trainer saves weights under the names of the Hub and loads those that have the names of the modules.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        save_model(self.model, str(Path(output_dir or self.args.output_dir) / WEIGHTS_FILE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS_FILE)
+
+
+def run(task: Task, bar: Bar, checkpoints: Checkpoints | None = None, start: Checkpoint | None = None) -> Outcome:
     """Trains, restores the weights of the best validation accuracy and tests them.
 
     Args:
         task: what to train; its model is trained in place.
         bar: the progress bar to move.
+        checkpoints: where to put a checkpoint at every evaluation; there are none otherwise.
+        start: the checkpoint to go on from.
+
+    Raises:
+        TrainingError: the loss is no longer a number, or a checkpoint cannot be written.
     """
-    # Trainer makes its output folder whether or not it has anything to put there.
-    with tempfile.TemporaryDirectory(prefix="bwsk-fx-") as scratch:
-        return _run(task, bar, scratch)
-
-
-def _run(task: Task, bar: Bar, scratch: str) -> Outcome:
-    watch, planned = _Watch(bar), _steps_per_epoch(task) * task.recipe.epochs
-    trainer = _trainer(task, watch, scratch)
-    bar.begin(total=planned)
-    # What capturing and measuring drew must not shift the random numbers of the modes against each other.
-    set_seed(task.seed)
-    began = time.perf_counter()
-    trainer.train()
-    elapsed = time.perf_counter() - began
-    test = trainer.evaluate(task.test, metric_key_prefix="test")
+    watch, planned = _Watch(bar, task.name, task.precision), _steps_per_epoch(task) * task.recipe.epochs
+    with _folder(checkpoints) as folder:
+        trainer = _trainer(task, watch, folder, checkpoints)
+        bar.begin(total=planned)
+        _train(task, trainer, start)
+        elapsed = watch.elapsed_s
+        test = trainer.evaluate(task.test, metric_key_prefix="test")
     bar.finish()
     return Outcome(
-        losses=tuple(torch.stack(watch.losses).float().tolist()),
+        losses=tuple(watch.losses),
         accuracies=tuple(watch.accuracies),
         test_accuracy=test["test_accuracy"],
         epochs=trainer.state.epoch,
         early_stopped=trainer.state.global_step < planned,
         step_time_s=median(watch.times),
         train_time_s=elapsed,
+        earlier_time_s=watch.earlier_s,
+        resumed_at=tuple(watch.resumed_at),
     )
 
 
-def _trainer(task: Task, watch: _Watch, scratch: str) -> Trainer:
+@contextmanager
+def _folder(checkpoints: Checkpoints | None) -> Iterator[Path]:
+    """Trainer's output folder, which it makes whether or not it has anything to put there."""
+    if checkpoints is None:
+        with tempfile.TemporaryDirectory(prefix="bwsk-fx-") as scratch:
+            yield Path(scratch)
+        return
+    try:
+        yield checkpoints.folder
+    finally:
+        checkpoints.remove_if_empty()
+
+
+def _train(task: Task, trainer: _WatchedTrainer, start: Checkpoint | None) -> None:
+    # What capturing and measuring drew must not shift the random numbers of the modes against each other.
+    set_seed(task.seed)
+    trainer.watch.start()
+    if start is not None:
+        trainer.watch.load(start)
+        trainer.keeper.load(start)
+    trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+
+
+def _trainer(task: Task, watch: _Watch, folder: Path, checkpoints: Checkpoints | None) -> _WatchedTrainer:
     return _WatchedTrainer(
         watch,
-        task.recipe.patience,
+        _KeepBest(task.recipe.patience),
+        checkpoints,
         model=task.model,
-        args=_arguments(task, scratch),
+        args=_arguments(task, folder, save_strategy="no" if checkpoints is None else "steps"),
         train_dataset=task.train,
         eval_dataset=task.validation,
         compute_metrics=_accuracy,
     )
 
 
-def _arguments(task: Task, scratch: str) -> TrainingArguments:
+def _arguments(task: Task, folder: Path, save_strategy: str) -> TrainingArguments:
     recipe, steps = task.recipe, _steps_per_epoch(task)
+    evaluation_steps = min(recipe.evaluation_steps or steps, steps)
     return TrainingArguments(
-        output_dir=scratch,
+        output_dir=str(folder),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=4 * recipe.batch_size,
@@ -211,8 +318,9 @@ def _arguments(task: Task, scratch: str) -> TrainingArguments:
         seed=task.seed,
         data_seed=task.seed,
         eval_strategy="steps",
-        eval_steps=min(recipe.evaluation_steps or steps, steps),
-        save_strategy="no",
+        eval_steps=evaluation_steps,
+        save_strategy=save_strategy,
+        save_steps=evaluation_steps,
         logging_strategy="no",
         remove_unused_columns=False,
         label_names=["labels"],
