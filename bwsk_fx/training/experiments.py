@@ -19,7 +19,7 @@ from bwsk_fx.measure import StepMemory, measure
 from bwsk_fx.training import card, models, modes, plots
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
-from bwsk_fx.training.faults import memory_explained
+from bwsk_fx.training.faults import image_size_explained, images_explained, memory_explained
 from bwsk_fx.training.output import (
     ALL_VARIANTS,
     PRETRAINED,
@@ -135,8 +135,9 @@ def read_material(config: RunConfig, reporter: Reporter) -> Material:
     with reporter.working(f"reading {config.data}"):
         splits = load_splits(config.data, config.seed, config.train_limit)
         processor = models.load_processor(_architecture(config))
-        tensors = (as_tensors(split, processor) for split in (splits.train, splits.validation, splits.test))
-        return Material(splits, processor, *tensors)
+        parts = (splits.train, splits.validation, splits.test)
+        with images_explained(config.data, parts):
+            return Material(splits, processor, *(as_tensors(part, processor) for part in parts))
 
 
 @dataclass
@@ -162,22 +163,36 @@ class _Session:
         """Trains one variant, from its newest checkpoint if there is one, and puts its folder in place."""
         load, source = self._start(variant.experiment)
         began = time.perf_counter()
-        identity, recipe = self._identity(variant), self.config.recipe(variant.experiment)
-        checkpoints = self._checkpoints(variant.folder, identity)
+        checkpoints = self._checkpoints(variant.folder, self._identity(variant))
         start = self._resumed(checkpoints)
         bar = self._bar(variant.folder, start)
+        recipe = self.config.recipe(variant.experiment)
         set_seed(self.config.seed)
-        with memory_explained(variant.folder, variant.mode, self.config.plan.budget, recipe.batch_size):
+        with self._explained(variant.folder, variant.mode, recipe):
             model = load(source, self.material.splits.labels).to(_device()).train()
             prepared = self._prepare(model, variant, recipe)
             preparation = time.perf_counter() - began
             outcome = run(self._task(model, recipe, variant.folder), bar, checkpoints, start)
         wall_time = outcome.earlier_time_s + time.perf_counter() - began
-        measured = Measured(*prepared, preparation, wall_time_s=wall_time)
-        result = variant_result(variant, self.config.model_name(Experiment.SCRATCH), outcome, measured, identity)
-        self._publish(variant.folder, model, RESULT_FILE, result.to_json() | _resumption(outcome))
+        self._finish(variant, model, outcome, Measured(*prepared, preparation, wall_time))
         checkpoints.discard()
         _summarize(self.output)
+
+    def _finish(self, variant: Variant, model: Any, outcome: Outcome, measured: Measured) -> None:
+        slug = self.config.model_name(Experiment.SCRATCH)
+        result = variant_result(variant, slug, outcome, measured, self._identity(variant))
+        self._publish(variant.folder, model, RESULT_FILE, result.to_json() | _resumption(outcome))
+
+    @contextmanager
+    def _explained(self, name: str, mode: Mode, recipe: Recipe) -> Iterator[None]:
+        """Turns what a user can do something about into one line."""
+        splits = self.material.splits
+        with (
+            memory_explained(name, mode, self.config.plan.budget, recipe.batch_size),
+            # Large data sets are decoded while they are trained on.
+            images_explained(self.config.data, (splits.train, splits.validation, splits.test)),
+        ):
+            yield
 
     def _identity(self, variant: Variant) -> dict[str, Any]:
         return self.config.identity(variant, self.precision)
@@ -216,7 +231,8 @@ class _Session:
         modes.put_into(model, variant.mode, self.config.plan)
         samples = [self.material.train[index] for index in range(min(recipe.batch_size, len(self.material.train)))]
         batch = {key: value.to(_device()) for key, value in default_data_collator(samples).items()}
-        memory = measure(model, batch, AUTOCAST_DTYPES.get(self.precision))
+        with image_size_explained(variant.folder, batch["pixel_values"].shape[-2:], model.config):
+            memory = measure(model, batch, AUTOCAST_DTYPES.get(self.precision))
         modes.require_effect(model, variant.mode)
         return memory, modes.ratios(model, "published"), modes.ratios(model, "sound")
 
@@ -249,7 +265,7 @@ class _Session:
         task = Task(model, train, validation, test, recipe, self.precision, self.config.seed, label)
         checkpoints = self._checkpoints(PRETRAINED, identity)
         start = self._resumed(checkpoints)
-        with memory_explained(label, Mode.CONVENTIONAL, 0.0, recipe.batch_size):
+        with self._explained(label, Mode.CONVENTIONAL, recipe):
             outcome = run(task, self._bar(label, start), checkpoints, start)
         self._publish(PRETRAINED, model, PRETRAINING_FILE, _pretraining_result(outcome, identity))
         checkpoints.discard()

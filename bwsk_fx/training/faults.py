@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from bwsk_fx.errors import TrainingError, first_line
+from bwsk_fx.errors import CaptureError, TrainingError, first_line
 from bwsk_fx.training.config import Mode, Precision
 
 # Each rebuilds more and keeps less than the one before.
@@ -110,3 +111,55 @@ def _less_memory(mode: Mode, budget: float, batch_size: int) -> str:
     if batch_size > 1:
         ways.append(f"take a smaller batch with --batch-size {batch_size // 2} and another --output")
     return ", or ".join(ways) or "take a smaller model"
+
+
+@contextmanager
+def images_explained(data: str, splits: Sequence[Any]) -> Iterator[None]:
+    """Turns an image that cannot be decoded into a TrainingError that names its file.
+
+    Args:
+        data: the data set's name.
+        splits: its `datasets.Dataset`s, with a column `image`.
+    """
+    try:
+        yield
+    except (OSError, SyntaxError) as error:  # Pillow raises both
+        broken = next(filter(None, map(_broken_image, splits)), None)
+        if broken is None:
+            raise
+        raise TrainingError(
+            f"data set '{data}': {broken} cannot be read as an image ({first_line(error)}); remove or replace it"
+        ) from error
+
+
+def _broken_image(split: Any) -> str | None:
+    from datasets import Image
+
+    for index, sample in enumerate(split.cast_column("image", Image(decode=False))["image"]):
+        try:
+            Image().decode_example(sample).load()
+        except (OSError, SyntaxError):
+            return f"'{sample['path']}'" if sample["path"] else f"image {index}"
+    return None
+
+
+@contextmanager
+def image_size_explained(name: str, made: Sequence[int], config: Any) -> Iterator[None]:
+    """Turns a model's complaint about the size of its images into a TrainingError that says what to correct.
+
+    Args:
+        name: of the training.
+        made: height and width of the images that the processor makes.
+        config: of the model.
+    """
+    try:
+        yield
+    except (ValueError, CaptureError) as error:
+        taken = getattr(config, "image_size", None)
+        if taken is None or "image size" not in str(error).lower():
+            raise
+        height, width = (taken, taken) if isinstance(taken, int) else taken
+        raise TrainingError(
+            f"{name}: the model takes images of {height} by {width}, its image processor makes {made[0]} by {made[1]}; "
+            "correct 'size' in the checkpoint's preprocessor_config.json"
+        ) from error

@@ -130,10 +130,18 @@ class Checkpoints:
         """Removes all of them."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def remove_if_empty(self) -> None:
-        """Removes the folder when there is no checkpoint in it."""
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """The folder for the block, which is gone afterwards when no checkpoint is in it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield self.folder
+        finally:
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def _all(self) -> list[Checkpoint]:
         found = (path for path in self.folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from bwsk_fx.errors import TrainingError
 from bwsk_fx.training.config import Precision, Recipe
 from bwsk_fx.training.faults import require_finite
 from bwsk_fx.training.progress import Bar
@@ -265,24 +267,29 @@ def run(task: Task, bar: Bar, checkpoints: Checkpoints | None = None, start: Che
 @contextmanager
 def _folder(checkpoints: Checkpoints | None) -> Iterator[Path]:
     """Trainer's output folder, which it makes whether or not it has anything to put there."""
-    if checkpoints is None:
-        with tempfile.TemporaryDirectory(prefix="bwsk-fx-") as scratch:
-            yield Path(scratch)
+    if checkpoints is not None:
+        with checkpoints.opened() as folder:
+            yield folder
         return
-    try:
-        yield checkpoints.folder
-    finally:
-        checkpoints.remove_if_empty()
+    with tempfile.TemporaryDirectory(prefix="bwsk-fx-") as scratch:
+        yield Path(scratch)
 
 
 def _train(task: Task, trainer: _WatchedTrainer, start: Checkpoint | None) -> None:
     # What capturing and measuring drew must not shift the random numbers of the modes against each other.
     set_seed(task.seed)
     trainer.watch.start()
-    if start is not None:
-        trainer.watch.load(start)
-        trainer.keeper.load(start)
-    trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+    if start is None:
+        trainer.train()
+        return
+    trainer.watch.load(start)
+    trainer.keeper.load(start)
+    try:
+        trainer.train(resume_from_checkpoint=str(start.folder))
+    except pickle.UnpicklingError as error:
+        raise TrainingError(
+            f"{task.name}: the checkpoint '{start.folder}' holds what is not safe to load; remove it"
+        ) from error
 
 
 def _trainer(task: Task, watch: _Watch, folder: Path, checkpoints: Checkpoints | None) -> _WatchedTrainer:

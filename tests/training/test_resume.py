@@ -204,11 +204,12 @@ def test_a_checkpoint_without_its_marker_was_cut_off(tmp_path, caplog):
 @pytest.mark.parametrize("failure", [RuntimeError("no"), KeyboardInterrupt()])
 def test_a_failure_leaves_no_whole_checkpoint(tmp_path, failure):
     checkpoints = _checkpoints(tmp_path)
-    with pytest.raises(type(failure)), checkpoints.saving(2) as folder:
+    with pytest.raises(type(failure)), checkpoints.opened(), checkpoints.saving(2) as folder:
         (folder / "optimizer.pt").touch()
         raise failure
     assert checkpoints.newest() is None
-    checkpoints.remove_if_empty()
+    with checkpoints.opened():
+        pass
     assert not list(tmp_path.iterdir())
 
 
