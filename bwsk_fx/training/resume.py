@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from bwsk_fx.training.output import differences
 
 MARKER = "complete.json"
 KEPT = 2
+# Of the time; what a kill costs at most is then about 20 times what a checkpoint takes, or one evaluation to the next.
+SAVING_SHARE = 0.05
 
 _PREFIX = "checkpoint-"
 _log = logging.getLogger(__name__)
@@ -161,6 +164,25 @@ class Checkpoints:
         sealed = self._sealed()
         rest = f"goes on from step {sealed[-1].step}" if sealed else "starts this training from its beginning"
         return disk_error(self.folder, error, f"a checkpoint of {self.name}", f"the same command then {rest}")
+
+
+@dataclass
+class Pace:
+    """Says when the next checkpoint is due, so that writing them takes a small share of the time.
+
+    On a fast device a large model would otherwise be written about as long as it is trained.
+    """
+
+    _took: float = 0.0
+    _ended: float = -math.inf
+
+    def due(self, now: float) -> bool:
+        """Whether a checkpoint may be written; the first one always."""
+        return now - self._ended >= self._took / SAVING_SHARE
+
+    def saved(self, began: float, ended: float) -> None:
+        """Takes note of how long one took."""
+        self._took, self._ended = ended - began, ended
 
 
 def _digest(path: Path) -> str:

@@ -31,7 +31,7 @@ from bwsk_fx.errors import TrainingError
 from bwsk_fx.training.config import Precision, Recipe
 from bwsk_fx.training.faults import require_finite
 from bwsk_fx.training.progress import Bar
-from bwsk_fx.training.resume import Checkpoint, Checkpoints
+from bwsk_fx.training.resume import Checkpoint, Checkpoints, Pace
 
 WEIGHTS_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
@@ -201,7 +201,7 @@ class _WatchedTrainer(Trainer):
 
     def __init__(self, watch: _Watch, keeper: _KeepBest, checkpoints: Checkpoints | None, **kwargs: Any) -> None:
         super().__init__(callbacks=[watch, keeper], **kwargs)
-        self.watch, self.keeper, self._checkpoints = watch, keeper, checkpoints
+        self.watch, self.keeper, self._checkpoints, self._pace = watch, keeper, checkpoints, Pace()
         # Otherwise the number of samples in the batch would become one more input of the model, for a loss that
         # is the same mean either way.
         self.model_accepts_loss_kwargs = False
@@ -214,13 +214,15 @@ class _WatchedTrainer(Trainer):
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        began = time.perf_counter()
         # A training that is over is tested and published at once; from a checkpoint it would take one step more.
-        if self._checkpoints is None or self.control.should_training_stop:
+        if self._checkpoints is None or self.control.should_training_stop or not self._pace.due(began):
             return
         with self._checkpoints.saving(self.state.global_step) as folder:
             super()._save_checkpoint(model, trial)
             self.watch.save(folder)
             self.keeper.save(folder)
+        self._pace.saved(began, time.perf_counter())
 
     # Trainer saves weights under the names of the Hub and loads those that have the names of the modules.
 
@@ -237,7 +239,7 @@ def run(task: Task, bar: Bar, checkpoints: Checkpoints | None = None, start: Che
     Args:
         task: what to train; its model is trained in place.
         bar: the progress bar to move.
-        checkpoints: where to put a checkpoint at every evaluation; there are none otherwise.
+        checkpoints: where to put checkpoints, at evaluations; there are none otherwise.
         start: the checkpoint to go on from.
 
     Raises:

@@ -4,6 +4,7 @@ Everything is imported once, and each training runs in a fork of this process, w
 """
 
 import json
+import math
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ def shrink() -> None:
     """A model of one layer that drops out, and evaluations that do not fall on the ends of epochs."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    resume.SAVING_SHARE = math.inf  # at every evaluation, however long writing takes
     models.BUILT_IN[experiments.TINY_VIT] |= sizes | dropout
     config._DIGITS_PRETRAINING = replace(config._DIGITS_PRETRAINING, evaluation_steps=EVALUATION_STEPS)
     for experiment, recipe in config._DIGITS_RECIPES.items():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bwsk_fx.errors import TrainingError
-from bwsk_fx.training import experiments, faults, models, trainer
+from bwsk_fx.training import experiments, faults, models, resume, trainer
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, ReversibleOptions, RunConfig
 from bwsk_fx.training.data import as_tensors, load_splits
 from bwsk_fx.training.experiments import train
@@ -31,6 +31,7 @@ def small_model():
     tiny = models.BUILT_IN[experiments.TINY_VIT] | SIZES | {"hidden_dropout_prob": 0.1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BUILT_IN, experiments.TINY_VIT, tiny)
+        patch.setattr(resume, "SAVING_SHARE", math.inf)  # at every evaluation, however long writing takes
         yield
 
 

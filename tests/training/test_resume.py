@@ -15,7 +15,7 @@ from bwsk_fx.errors import TrainingError
 from bwsk_fx.training.config import Experiment, Mode
 from bwsk_fx.training.experiments import train
 from bwsk_fx.training.output import Output
-from bwsk_fx.training.resume import MARKER, Checkpoint, Checkpoints
+from bwsk_fx.training.resume import MARKER, Checkpoint, Checkpoints, Pace
 from bwsk_fx.training.trainer import _KeepBest
 
 KILLED = -9
@@ -190,6 +190,13 @@ def test_the_newest_two_are_kept(tmp_path):
     folders = [_fill(checkpoints, step) for step in (2, 10, 9, 30)]
     assert [folder.exists() for folder in folders] == [False, True, False, True]
     assert checkpoints.newest() == Checkpoint(folders[-1], 30)
+
+
+def test_checkpoints_take_a_twentieth_of_the_time():
+    pace = Pace()
+    assert pace.due(0.0)
+    pace.saved(began=10.0, ended=13.0)
+    assert [pace.due(now) for now in (14.0, 72.9, 73.0)] == [False, False, True]
 
 
 def test_a_checkpoint_without_its_marker_was_cut_off(tmp_path, caplog):
