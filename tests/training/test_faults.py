@@ -175,7 +175,8 @@ def disk(tmp_path):
     if mount.returncode != 0:
         pytest.skip("a small file system cannot be mounted here")
     yield Disk(root)
-    subprocess.run(["umount", root], check=True)
+    # Lazily: after a failed test its exception may hold a file open.
+    subprocess.run(["umount", "--lazy", root], check=True)
 
 
 # A checkpoint is about 280 KiB: the model and its best weights 60 KiB each, the optimizer 120 KiB.

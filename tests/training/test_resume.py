@@ -79,6 +79,10 @@ def _steps(output: Path, folder: str = "scratch-conventional") -> list[int]:
     return sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in unfinished.glob(f"*/{MARKER}"))
 
 
+def _watched(output: Path, step: int, folder: str = "scratch-conventional") -> dict:
+    return json.loads((Output(output).unfinished(folder) / f"checkpoint-{step}" / "watched.json").read_text())
+
+
 def test_a_training_killed_three_times_ends_with_the_same_bits(driver, whole, tmp_path):
     output, folder = tmp_path / "out", "scratch-bwsk-reversible"
     run = {"modes": ["reversible"]}
@@ -102,12 +106,17 @@ def test_a_training_killed_three_times_ends_with_the_same_bits(driver, whole, tm
 def test_the_times_of_a_resumed_training_are_summed_and_marked(driver, whole, tmp_path):
     output, folder = tmp_path / "out", "scratch-conventional"
     assert driver.run(output, "before the marker", 3) == KILLED
-    watched = json.loads((Output(output).unfinished(folder) / "checkpoint-8" / "watched.json").read_text())
-    assert len(watched["times"]) == len(watched["losses"]) == 8
+    first = _watched(output, 8)
+    assert len(first["times"]) == len(first["losses"]) == 8
+    assert first["elapsed_s"] > sum(first["times"])
+    assert driver.run(output, "in a step", 5) == KILLED
+    second = _watched(output, 12)
+    assert second["times"][:8] == first["times"]
+    assert second["elapsed_s"] > first["elapsed_s"] + sum(second["times"][8:])
     assert driver.run(output) == FINISHED
     result = _results(output, folder)
-    assert result["resumed_at_steps"] == [8]
-    assert result["earlier_time_s"] == watched["elapsed_s"] > sum(watched["times"])
+    assert result["resumed_at_steps"] == [8, 12]
+    assert result["earlier_time_s"] == second["elapsed_s"]
     assert result["wall_time_s"] > result["earlier_time_s"] + result["preparation_time_s"]
     assert not TIMES - _results(output, folder).keys()
     assert "resumed_at_steps" not in _results(whole, folder)
@@ -152,17 +161,18 @@ def test_the_gradient_scaler_is_part_of_a_checkpoint(driver, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(Mode))
 def test_twenty_kills_at_random_moments(driver, whole, tmp_path, mode):
-    output, dice = tmp_path / "out", random.Random(mode)
-    outcomes = []
-    for _ in range(20):
-        outcomes.append(driver.run(output, modes=[mode], delay=dice.uniform(0, 2)))
+    output, dice, outcomes = tmp_path / "out", random.Random(mode), []
+    while outcomes.count(KILLED) < 20 and len(outcomes) < 200:
+        outcomes.append(driver.run(output, modes=[mode], delay=dice.uniform(0, 1.5)))
         if outcomes[-1] == FINISHED:
-            folder = next(path.name for path in output.glob("scratch-*"))
-            _assert_same(output, whole, folder)
-            _assert_nothing_half_written(output, folder)
+            _assert_whole(output, whole)
             output = tmp_path / f"out-{len(outcomes)}"
-    assert outcomes.count(KILLED) >= 5
+    assert outcomes.count(KILLED) == 20
     assert driver.run(output, modes=[mode]) == FINISHED
+    _assert_whole(output, whole)
+
+
+def _assert_whole(output: Path, whole: Path) -> None:
     folder = next(path.name for path in output.glob("scratch-*"))
     _assert_same(output, whole, folder)
     _assert_nothing_half_written(output, folder)
