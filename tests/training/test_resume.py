@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,21 +162,26 @@ def test_the_gradient_scaler_is_part_of_a_checkpoint(driver, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(Mode))
 def test_twenty_kills_at_random_moments(driver, whole, tmp_path, mode):
-    output, dice, outcomes = tmp_path / "out", random.Random(mode), []
+    began = time.perf_counter()
+    assert driver.run(tmp_path / "timed", modes=[mode]) == FINISHED
+    seconds = time.perf_counter() - began
+    output, dice, outcomes, resumed = tmp_path / "out", random.Random(mode), [], []
     while outcomes.count(KILLED) < 20 and len(outcomes) < 200:
-        outcomes.append(driver.run(output, modes=[mode], delay=dice.uniform(0, 1.5)))
+        outcomes.append(driver.run(output, modes=[mode], delay=dice.uniform(0, seconds)))
         if outcomes[-1] == FINISHED:
-            _assert_whole(output, whole)
+            resumed += _assert_whole(output, whole)
             output = tmp_path / f"out-{len(outcomes)}"
     assert outcomes.count(KILLED) == 20
     assert driver.run(output, modes=[mode]) == FINISHED
-    _assert_whole(output, whole)
+    assert resumed + _assert_whole(output, whole)
 
 
-def _assert_whole(output: Path, whole: Path) -> None:
+def _assert_whole(output: Path, whole: Path) -> list[int]:
+    """Compares a finished run and gives the steps at which it went on."""
     folder = next(path.name for path in output.glob("scratch-*"))
     _assert_same(output, whole, folder)
     _assert_nothing_half_written(output, folder)
+    return _results(output, folder).get("resumed_at_steps", [])
 
 
 @pytest.fixture
