@@ -21,15 +21,16 @@ from bwsk_fx.training import config, experiments, models, quiet, resume, trainer
 EVALUATION_STEPS = 4
 
 
-def shrink() -> None:
+def shrink(patience: int) -> None:
     """A model of one layer that drops out, and evaluations that do not fall on the ends of epochs."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     resume.SAVING_SHARE = math.inf  # at every evaluation, however long writing takes
     models.BUILT_IN[experiments.TINY_VIT] |= sizes | dropout
-    config._DIGITS_PRETRAINING = replace(config._DIGITS_PRETRAINING, evaluation_steps=EVALUATION_STEPS)
+    changes = {"evaluation_steps": EVALUATION_STEPS, "patience": patience}
+    config._DIGITS_PRETRAINING = replace(config._DIGITS_PRETRAINING, **changes)
     for experiment, recipe in config._DIGITS_RECIPES.items():
-        config._DIGITS_RECIPES[experiment] = replace(recipe, evaluation_steps=EVALUATION_STEPS)
+        config._DIGITS_RECIPES[experiment] = replace(recipe, **changes)
 
 
 def kill() -> None:
@@ -85,8 +86,17 @@ POINTS = {
 }
 
 
-def train(output: str, modes: list[str], point: str | None, number: int, experiment: str, overflow: bool) -> None:
-    shrink()
+def train(
+    output: str,
+    modes: list[str],
+    experiment: str = "scratch",
+    point: str | None = None,
+    number: int = 1,
+    overflow: bool = False,
+    epochs: int = 3,
+    patience: int = 5,
+) -> None:
+    shrink(patience)
     # Whatever decides the weights has to come from the seed and the checkpoint.
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(time.time_ns() % 2**32)
@@ -95,7 +105,7 @@ def train(output: str, modes: list[str], point: str | None, number: int, experim
     if point is not None:
         POINTS[point](number)
     chosen = tuple(config.Mode(mode) for mode in modes)
-    run = config.RunConfig(Path(output), epochs=3, train_limit=48, batch_size=8, modes=chosen)
+    run = config.RunConfig(Path(output), epochs=epochs, train_limit=48, batch_size=8, modes=chosen)
     with quiet.quiet():
         experiments.train(replace(run, experiments=(config.Experiment(experiment),)))
 

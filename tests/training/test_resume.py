@@ -32,7 +32,7 @@ class Driver:
     process: subprocess.Popen
 
     def run(self, output: Path, point: str | None = None, number: int = 1, **changes) -> int:
-        job = {"output": str(output), "modes": ["conventional"], "experiment": "scratch", "overflow": False}
+        job = {"output": str(output), "modes": ["conventional"]}
         self.process.stdin.write(json.dumps(job | {"point": point, "number": number} | changes) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -161,18 +161,19 @@ def test_the_gradient_scaler_is_part_of_a_checkpoint(driver, whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(Mode))
-def test_twenty_kills_at_random_moments(driver, whole, tmp_path, mode):
-    began = time.perf_counter()
-    assert driver.run(tmp_path / "timed", modes=[mode]) == FINISHED
+def test_twenty_kills_at_random_moments(driver, tmp_path, mode):
+    # 240 steps, so that most of the time is training.
+    whole, run, began = tmp_path / "whole", {"modes": [mode], "epochs": 40, "patience": 99}, time.perf_counter()
+    assert driver.run(whole, **run) == FINISHED
     seconds = time.perf_counter() - began
     output, dice, outcomes, resumed = tmp_path / "out", random.Random(mode), [], []
     while outcomes.count(KILLED) < 20 and len(outcomes) < 200:
-        outcomes.append(driver.run(output, modes=[mode], delay=dice.uniform(0, seconds)))
+        outcomes.append(driver.run(output, **run, delay=dice.uniform(0, seconds)))
         if outcomes[-1] == FINISHED:
             resumed += _assert_whole(output, whole)
             output = tmp_path / f"out-{len(outcomes)}"
     assert outcomes.count(KILLED) == 20
-    assert driver.run(output, modes=[mode]) == FINISHED
+    assert driver.run(output, **run) == FINISHED
     assert resumed + _assert_whole(output, whole)
 
 
