@@ -162,8 +162,8 @@ def test_the_gradient_scaler_is_part_of_a_checkpoint(driver, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(Mode))
 def test_twenty_kills_at_random_moments(driver, tmp_path, mode):
-    # 240 steps, so that most of the time is training.
-    whole, run, began = tmp_path / "whole", {"modes": [mode], "epochs": 40, "patience": 99}, time.perf_counter()
+    # 120 steps, so that most of the time is training.
+    whole, run, began = tmp_path / "whole", {"modes": [mode], "epochs": 20, "patience": 99}, time.perf_counter()
     assert driver.run(whole, **run) == FINISHED
     seconds = time.perf_counter() - began
     output, dice, outcomes, resumed = tmp_path / "out", random.Random(mode), [], []
