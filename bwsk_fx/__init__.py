@@ -5,7 +5,7 @@ from bwsk_fx.calm import analyze_calm
 from bwsk_fx.capture import capture
 from bwsk_fx.certify import certify
 from bwsk_fx.certify_axes import certify_axes
-from bwsk_fx.modes import Applied, applied, apply
+from bwsk_fx.modes import Applied, applied, apply, restore
 from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.provenance import erasure_budget, trace_back
@@ -31,6 +31,7 @@ __all__ = [
     "explain_saved",
     "fuse_regions",
     "plan_frontier",
+    "restore",
     "rule",
     "save_plan",
     "summarize",

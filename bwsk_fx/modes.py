@@ -1,4 +1,4 @@
-"""`apply`: put a model into a mode in place, so that everything that trains models goes on working with it."""
+"""`apply` and `restore`: put a model into a mode in place, so that whatever trains it goes on working, and back."""
 
 from __future__ import annotations
 
@@ -111,13 +111,37 @@ def apply(
         raise RegionError(f"mode is {mode!r}: expected one of {', '.join(map(repr, MODES))}")
     FindRegions(granularity)  # checks it
     plan = plan_options(budget, **options)
-    before = applied(model)
-    original = before.original if before else type(model)
-    model.__dict__.pop(_STATE, None)
-    model.__class__ = original  # type: ignore[assignment]
+    if applied(model) is not None:
+        restore(model)
+    original = type(model)
     if mode != "conventional":
         model.__dict__[_STATE] = Applied(mode, plan, granularity, original)
         model.__class__ = _applied_class(original)  # type: ignore[arg-type, assignment]
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Take back what `apply` did, in place.
+
+    Class and forward method are what they were; parameters, buffers and submodules are the same objects throughout.
+    A wrapper that was put on the forward method in the meantime, as accelerate does for autocast, stays, and runs the
+    model's own forward method from now on.
+
+    Returns:
+        The model.
+
+    Raises:
+        RegionError: The model is in no mode, or its class has been changed again since.
+    """
+    state = applied(model)
+    if state is None:
+        raise RegionError(f"this {type(model).__name__} is in no mode: put it into one with apply first")
+    if type(model) is not _applied_class(state.original):
+        raise RegionError(
+            f"the model's class has become {type(model).__name__} since apply, as fully_shard does: take that off first"
+        )
+    del model.__dict__[_STATE]
+    model.__class__ = state.original  # type: ignore[assignment]
     return model
 
 
@@ -131,7 +155,9 @@ def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
     @functools.wraps(original.forward)
     @torch.compiler.disable(reason="bwsk_fx.apply has planned this model, and a compiler would plan it again")
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[_STATE].run(self, args, kwargs)
+        state = applied(self)
+        # Whoever has bound this method calls it after `restore` too.
+        return original.forward(self, *args, **kwargs) if state is None else state.run(self, args, kwargs)
 
     # Whoever unwraps a forward method, as accelerate does, has to stop here.
     del forward.__wrapped__

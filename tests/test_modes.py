@@ -340,3 +340,113 @@ def test_hooks_on_the_model_run_once(make_vit, make_images, train_step, assert_s
         found.append(train_step(model, make_images()))
     assert_same_bits(*found)
     assert _ran_reversibly(model)
+
+
+# -- taking a mode back -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_gpt2():
+    """One layer, without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 32, "n_positions": 16, "n_embd": 32, "n_layer": 1, "n_head": 2}
+        quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 31}
+        return GPT2LMHeadModel(GPT2Config(**sizes, **quiet, use_cache=False))
+
+    return make
+
+
+def _traces(model: nn.Module) -> dict[str, set[str]]:
+    """Every attribute, hook and class of every submodule that a mode could leave something in."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        name: {repr(type(module)), *vars(module), *(f"{kind}: {len(vars(module)[kind])}" for kind in hooks)}
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.mark.parametrize("mode", ["analyzed", "reversible"])
+def test_a_restored_model_is_the_model_that_it_was(make_vit, make_images, train_step, assert_same_bits, tmp_path, mode):
+    model, twin = make_vit(), make_vit()
+    before, parameters = _traces(model), dict(model.named_parameters())
+    train_step(apply(model, mode), make_images())
+    assert bwsk_fx.restore(model) is model
+    assert type(model) is type(twin) and model.forward.__func__ is type(twin).forward and applied(model) is None
+    assert _traces(model) == before
+    assert all(value is parameters[name] for name, value in model.named_parameters())
+    copied = copy.deepcopy(model)
+    assert type(copied) is type(twin)
+    model.save_pretrained(tmp_path)
+    loaded = type(twin).from_pretrained(tmp_path).train()
+    expected = train_step(twin, make_images())
+    for candidate in (model, copied, loaded):
+        assert_same_bits(dict(candidate.state_dict()), dict(twin.state_dict()))
+        assert_same_bits(train_step(candidate, make_images()), expected)
+
+
+def test_a_restored_model_takes_another_mode(make_vit, make_images, train_step, assert_same_bits):
+    model, twin = make_vit(), make_vit()
+    for mode in ("reversible", "analyzed"):
+        apply(model, mode, faith="exact")
+        assert applied(model).mode == mode and applied(model).graph is None
+        assert_same_bits(train_step(model, make_images()), train_step(twin, make_images()))
+        assert applied(model).graph is not None
+        bwsk_fx.restore(model)
+
+
+def test_a_model_in_no_mode_cannot_be_restored(make_vit):
+    model = make_vit()
+    for _ in range(2):
+        with pytest.raises(RegionError, match="this ViTForImageClassification is in no mode: put it into one"):
+            bwsk_fx.restore(model)
+        bwsk_fx.restore(apply(model))
+
+
+def test_a_class_that_was_changed_since_is_not_thrown_away():
+    """FSDP2 swaps the class of a model too."""
+    model = apply(Tiny())
+    model.__class__ = type("FSDPTiny", (type(model),), {})
+    for take_back in (bwsk_fx.restore, apply):
+        with pytest.raises(RegionError, match=r"class has become FSDPTiny since apply, as fully_shard does"):
+            take_back(model)
+    assert type(model).__name__ == "FSDPTiny" and applied(model).mode == "reversible"
+
+
+def test_a_wrapper_of_the_forward_method_outlives_the_mode(make_vit, make_images, accelerator, captures):
+    model, twin = make_vit(), make_vit()
+    prepared = accelerator.prepare(apply(model))
+    prepared(**make_images()).loss.backward()
+    assert captures.call_count == 1
+    bwsk_fx.restore(model)
+    loss = prepared(**make_images()).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss, twin(**make_images()).loss)
+    assert captures.call_count == 1
+    apply(model)
+    prepared(**make_images()).loss.backward()
+    assert captures.call_count == 2 and _ran_reversibly(model)
+
+
+@pytest.mark.parametrize("mode", ["conventional", "analyzed", "reversible"])
+def test_weights_load_without_pickled_code_from_every_mode(make_vit, make_images, train_step, tmp_path, mode):
+    model, twin = apply(make_vit(), mode), make_vit()
+    train_step(model, make_images())
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert list(loaded) == list(twin.state_dict())
+    assert all(torch.equal(value, loaded[name]) for name, value in twin.state_dict().items())
+
+
+def test_a_reversible_language_model_generates(make_gpt2, train_step):
+    tokens = torch.arange(8).reshape(2, 4)
+    model, twin = apply(make_gpt2()), make_gpt2()
+    for candidate in (model, twin):
+        train_step(candidate.train(), {"input_ids": tokens, "labels": tokens})
+    # A region of masks has nothing to keep.
+    assert bwsk_fx.explain_saved(model).kept_bytes > 0
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "use_cache": True}
+    found, expected = (one.eval().generate(tokens, **settings) for one in (model, twin))
+    assert found.shape == (2, 9) and torch.equal(found, expected)
