@@ -136,7 +136,7 @@ def restore(model: Model) -> Model:
     state = applied(model)
     if state is None:
         raise RegionError(f"this {type(model).__name__} is in no mode: put it into one with apply first")
-    if type(model) is not _applied_class(state.original):
+    if type(model) is not _applied_class(state.original):  # type: ignore[arg-type]
         raise RegionError(
             f"the model's class has become {type(model).__name__} since apply, as fully_shard does: take that off first"
         )

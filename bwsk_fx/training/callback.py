@@ -18,7 +18,6 @@ from bwsk_fx import measure
 from bwsk_fx.errors import RegionError, TrainingError
 from bwsk_fx.passes.find_regions import FindRegions
 from bwsk_fx.planning.options import PlanKeywords, plan_options
-from bwsk_fx.report.saved import SavedReport
 from bwsk_fx.training.config import Mode
 from bwsk_fx.training.modes import ratios, require_effect
 
@@ -167,9 +166,12 @@ class BwskCallback(TrainerCallback):
     def _plan_figures(self) -> dict[str, float]:
         if self._mode is not Mode.REVERSIBLE:
             return {}
-        report = _report(self._model)
-        kept = {"bwsk_kept_bytes": report.kept_bytes, "bwsk_conventional_bytes": report.totals.conventional_bytes}
-        return kept | {"bwsk_regions": len(report.regions)}
+        report = bwsk_fx.explain_saved(self._model)  # type: ignore[arg-type]
+        return {
+            "bwsk_kept_bytes": report.kept_bytes,
+            "bwsk_conventional_bytes": report.totals.conventional_bytes,
+            "bwsk_regions": len(report.regions),
+        }
 
     def _ratio_figures(self) -> dict[str, float]:
         found = {ruleset: ratios(self._model, ruleset) for ruleset in _RULESETS}
@@ -222,13 +224,6 @@ DEFAULT_CALLBACKS.append(_AheadOfTrackers)
 
 def _in_a_mode(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if bwsk_fx.applied(module) is not None), None)
-
-
-def _report(model: Any) -> SavedReport:
-    try:
-        return bwsk_fx.explain_saved(model)
-    except RegionError as error:
-        raise TrainingError("mode 'reversible' did not take effect: no region ran in the first step") from error
 
 
 def _described(mode: str, granularity: str, plan: object) -> str:

@@ -48,6 +48,13 @@ class Tracker(Recorder):
     """Stands where the callbacks of TensorBoard or W&B stand."""
 
 
+class Interrupt(TrainerCallback):
+    """Ctrl-C after the first step."""
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     # The state is one per process: precision and wrappers of one Trainer would be those of the next.
@@ -200,6 +207,19 @@ def test_what_an_earlier_training_captured_is_no_effect_of_this_one(make_model, 
         trainer.train()
 
 
+def test_a_model_without_regions_ends_the_training(make_trainer):
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(()))
+
+        def forward(self, pixel_values, labels=None):
+            return {"loss": self.bias.view(())}
+
+    with pytest.raises(RegionError, match="no node of this graph belongs to a region, so nothing would be reversible"):
+        make_trainer(Bare(), BwskCallback("reversible")).train()
+
+
 def test_options_are_checked_at_once():
     for options, error, text in [
         ({"mode": "conventional"}, RegionError, "mode is 'conventional': expected one of 'analyzed', 'reversible'"),
@@ -262,13 +282,13 @@ def test_nothing_is_lost_without_logs_in_between(make_model, make_trainer):
 
 
 def test_every_training_reports_its_own_model(make_model, make_trainer):
-    """A second Trainer in the same process gets nothing of the first one's."""
-    recorder, stranger = Recorder(), Recorder()
-    first = make_trainer(make_model(), BwskCallback("reversible", restore=False), recorder)
-    plain = make_trainer(make_model(), stranger)
-    first.train()
-    plain.train()
-    assert len(recorder.figures()) == 1 and stranger.figures() == [] and len(stranger.logs) == 3
+    """A second Trainer in the same process gets nothing of the first one's, which never came to its end."""
+    stranger = Recorder()
+    interrupted = make_trainer(make_model(), BwskCallback("reversible"), Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    make_trainer(make_model(), stranger).train()
+    assert len(stranger.logs) == 3 and stranger.figures() == []
 
 
 def test_the_plan_can_be_followed(make_model, make_trainer, make_images, tmp_path):
@@ -286,10 +306,6 @@ def test_the_plan_can_be_followed(make_model, make_trainer, make_images, tmp_pat
 
 
 def test_an_interrupted_training_leaves_its_plan(make_model, make_trainer, tmp_path):
-    class Interrupt(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs) -> None:
-            raise KeyboardInterrupt
-
     model = make_model()
     trainer = make_trainer(model, BwskCallback("reversible"), Interrupt())
     with pytest.raises(KeyboardInterrupt):
