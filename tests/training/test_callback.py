@@ -2,6 +2,7 @@
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -273,6 +274,20 @@ def test_analyzed_has_ratios_and_no_plan(make_model, make_trainer, make_images, 
     assert set(found) == RATIO_KEYS | {"bwsk_saved_bytes"}
     assert found["bwsk_saved_bytes"] == saved_for_backward(bwsk_fx.apply(make_model(), "analyzed"), images)
     assert not (tmp_path / "out" / "bwsk_plan.json").exists()
+
+
+def test_every_log_on_cuda_has_the_peak(make_model, make_trainer, monkeypatch):
+    """Only asked for its device here: the training itself is on the CPU, where no peak is measured."""
+    callback, recorder, asked = BwskCallback("reversible"), Recorder(), []
+    trainer = make_trainer(make_model(), callback, recorder)
+    trainer.train()
+    assert not any("bwsk_peak_bytes" in logs for logs in recorder.logs)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 12345)
+    for _ in range(2):
+        logs = {"loss": 1.0}
+        callback.add_to(logs, SimpleNamespace(device=torch.device("cuda", 1)), trainer.state)
+        assert logs == {"loss": 1.0, "bwsk_peak_bytes": 12345}
+    assert asked == [torch.device("cuda", 1)] * 2
 
 
 def test_nothing_is_lost_without_logs_in_between(make_model, make_trainer):
