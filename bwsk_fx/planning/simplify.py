@@ -35,6 +35,9 @@ _SHAPE_ONLY: Mapping[Any, int] = {
     aten._adaptive_avg_pool2d_backward.default: 1,
     aten._adaptive_avg_pool3d_backward.default: 1,
 }
+# Input and weight of a convolution each serve the gradient of the other alone: the place of a gradient, and that of the
+# operand of which no more than its shape is used where nobody wants the gradient.
+_SERVES_ONLY = ((0, 2), (1, 1))
 # Backward operators that use nothing of one operand but which of their branches each element takes: its place.
 _BRANCH_ONLY: Mapping[Any, int] = {
     aten.threshold_backward.default: 1,
@@ -107,6 +110,9 @@ class _Read(NamedTuple):
         return self.reader.args[self.place]  # type: ignore[return-value, index]
 
     def of_shape(self) -> bool:
+        if self.reader.target is aten.convolution_backward.default:
+            wanted: Any = self.reader.args[-1]
+            return any(self.place == place and not wanted[gradient] for gradient, place in _SERVES_ONLY)
         return self.place is not None and _SHAPE_ONLY.get(self.reader.target) == self.place
 
     def of_branch(self) -> bool:
@@ -119,7 +125,8 @@ def read_less(graph: fx.Graph) -> None:
     The backward passes of pooling use the shape of their operand alone: an empty tensor does. Those of ReLU and leaky
     ReLU use which elements pass: a boolean mask does, of which a plan may keep one bit per element. Those of hardtanh
     (ReLU6) and leaky ReLU may as well read the result, where the backward pass needs it anyway. What something else
-    reads in full stays as it is, since it has to be at hand. Batch norm's running statistics are not read in train
+    reads in full stays as it is, since it has to be at hand. A convolution whose input needs no gradient uses the shape
+    of its weight, and one with a frozen weight that of its input. Batch norm's running statistics are not read in train
     mode, and will have changed by then.
     """
     _forget_running_statistics(graph)

@@ -209,6 +209,24 @@ def test_pooling_reads_the_shape_of_its_operand_alone(name, channels_last, dtype
     _same_bits(function, value)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("frozen", ["input", "weight", None])
+def test_convolutions_read_the_shape_of_what_serves_no_gradient(frozen, dtype, channels_last):
+    values = {"input": torch.randn(2, 3, 8, 8, dtype=dtype), "weight": torch.randn(4, 3, 3, 3, dtype=dtype)}
+    if channels_last:
+        values = {name: value.to(memory_format=torch.channels_last) for name, value in values.items()}
+    inputs = [value.requires_grad_(name != frozen) for name, value in values.items()]
+    graphs = [private.trace_joint(lambda x, w: [F.conv2d(x.sin(), w.cos(), padding=1)], inputs).graph for _ in range(2)]
+    read_less(graphs[1])
+    (call,) = graphs[1].find_nodes(op="call_function", target=aten.convolution_backward.default)
+    empty = {place for place in (1, 2) if call.args[place].target is aten.empty_strided.default}
+    assert empty == {"input": {2}, "weight": {1}, None: set()}[frozen]
+    given = [*(value.detach() for value in inputs), torch.randn(2, 4, 8, 8).to(dtype)]
+    for found, expected in zip(*(_run(graph, *given) for graph in reversed(graphs)), strict=True):
+        assert found is expected is None or torch.equal(found, expected)
+
+
 def test_pooling_reads_what_is_there_anyway():
     graph = _simplified(lambda x: F.avg_pool2d(x.sigmoid(), 2), torch.randn(1, 1, 4, 4))
     assert _operand(graph, aten.avg_pool2d_backward.default).target is aten.sigmoid.default
