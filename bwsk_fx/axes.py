@@ -125,7 +125,7 @@ class _Walk:
         if not isinstance(value, torch.Tensor):
             return value
         guesses = _GUESSES.get((value.is_floating_point(), value.dim()), ("batch",))
-        guesses += ("",) * (value.dim() - len(guesses))
+        guesses = (*guesses, *("",) * (value.dim() - len(guesses)))[: value.dim()]
         layout = tuple(self._input_axis(size, name) for size, name in zip(value.shape, guesses, strict=True))
         self._bear(node, layout)
         said = claims(layout, Behaviour.MAP, "the facts of an input arrive shard by shard", consumed=False)

@@ -12,7 +12,7 @@ from torch import fx
 from bwsk_fx import _torch_private as private
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.dynamo_graphs import as_captured
-from bwsk_fx.errors import PlanError
+from bwsk_fx.errors import PlanError, RuleError
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.plan import Plan
@@ -97,8 +97,13 @@ def _readable(module: fx.GraphModule) -> str:
 
 def _labels(report: CompileReport) -> str:
     """One line per operator on dynamic tensors: label, node, module, reason."""
+    try:
+        typed = report.typed
+    except RuleError as error:
+        # A trace must not keep a model from being compiled.
+        return str(error)
     lines = []
-    for node in report.typed.graph.nodes:
+    for node in typed.graph.nodes:
         verdict = node.meta["bwsk"]
         if verdict.counted:
             module = next(reversed(node.meta.get("nn_module_stack") or ("",)))

@@ -82,4 +82,6 @@ def _meta(node: fx.Node) -> dict[str, Any]:
         *_, frame = _FRAME.split(kept["stack_trace"])
         lines = (line for line in frame.splitlines() if line.strip(" ^~"))
         kept["stack_trace"] = 'File "' + "\n".join(lines)
-    return {**kept, "val": node.meta.get("example_value")} if node.op != "output" else kept
+    # AOTAutograd's graphs have their values under the name of captured ones.
+    value = node.meta.get("example_value", node.meta.get("val"))
+    return kept if node.op == "output" else {**kept, "val": value}

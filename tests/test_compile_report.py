@@ -81,6 +81,16 @@ def test_coordination_is_reported(make_vit, make_images):
     assert len(found.reduces) == len(captured.reduces) == 1
 
 
+def test_the_joint_graph_of_a_partitioner_is_typed(make_vit, make_images):
+    changes = {"custom_partitioner_fn": bwsk_fx.compile.Partitioner(0.1), "force_disable_caches": True}
+    with torch._inductor.config.patch(changes), torch.autocast("cpu", torch.bfloat16):
+        torch.compile(make_vit(num_hidden_layers=1))(**make_images(7))
+    report = bwsk_fx.compile.last_report()
+    casts = [node for node in report.typed.graph.nodes if "convert_element_type" in node.name]
+    assert {node.meta["bwsk"].label for node in casts} == {"S", "K"}
+    assert report.calm.axis("batch").nodes > 0
+
+
 def test_blocks_are_known_to_the_planner(make_vit, make_images):
     """Its rule on transients goes by blocks."""
     compiled_once(make_vit(), make_images(), budget=0.5)

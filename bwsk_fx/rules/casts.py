@@ -13,7 +13,7 @@ from bwsk_fx.verdict import REFINED, Verdict
 
 
 @labels(methods="to type type_as cpu cuda float double half bfloat16 int long bool short char byte")
-@labels(methods="cfloat cdouble chalf", atens="_to_copy to type_as")
+@labels(methods="cfloat cdouble chalf", atens="_to_copy to type_as convert_element_type")
 def cast(call: Call) -> Verdict:
     """A cast: S when it widens, K by its mantissa tail when it narrows."""
     before, after = call.before.dtype, call.value.dtype

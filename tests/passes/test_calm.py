@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -77,6 +77,16 @@ def test_batch_is_mapped_up_to_the_loss(report):
     (partition,) = batch.partitions
     assert len(partition) == batch.nodes
     assert batch.verdict == "batch: 1 partition, 0 barriers, 1 REDUCE (cross_entropy)"
+
+
+def test_an_input_without_axes_is_none_of_their_business():
+    class Scaled(nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    graph = bwsk_fx.capture(Scaled(), {"x": torch.randn(4, 3), "scale": torch.tensor(2.0)})
+    batch = bwsk_fx.analyze_calm(graph).axis("batch")
+    assert (batch.counts[Behaviour.MAP], batch.barriers, batch.reduces) == (batch.nodes, (), ())
 
 
 def test_tokens_wait_once_per_layer(report):
