@@ -78,6 +78,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the options; the default shape follows the device."""
     reader = parser(__doc__, ON_CPU)
     reader.add_argument("--rounds", type=int, default=20)
+    methods = tuple(dict.fromkeys(method for method, _, _ in backends(BUDGETS)))
+    reader.add_argument(
+        "--only", nargs="+", choices=methods, default=methods, help="besides Inductor's own partitioner"
+    )
     reader.set_defaults(budgets=BUDGETS)
     if reader.parse_args(arguments).device.startswith("cuda"):
         reader.set_defaults(**vars(ON_CUDA))
@@ -90,7 +94,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     base = shape.model(options.device)
     judge = Judge(base, shape, options.device)
     subjects, firsts, lasts = [], [], []
-    for method, setting, keywords in backends(options.budgets):
+    chosen = [one for one in backends(options.budgets) if one[0] in ("inductor", *options.only)]
+    for method, setting, keywords in chosen:
         variant = Variant(method, setting, partial(compiled, **keywords), is_compiled=True)
         lasts.append(on_smaller_batch(base, shape, options.device, keywords))
         subjects.append(Subject(variant))
