@@ -27,7 +27,7 @@ from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.options import PlanOptions, plan_options
 from bwsk_fx.planning.program import Program
 from bwsk_fx.planning.prospect import Prospect
-from bwsk_fx.planning.sizes import inline_sizes, is_symbolic, sizes_in_arguments, write_out_sizes
+from bwsk_fx.planning.sizes import inline_sizes, is_symbolic, sizes_in_arguments
 from bwsk_fx.planning.trace import Traced, decompositions_on
 
 __all__ = ["CompileReport", "Partitioner", "backend", "last_report", "reports"]
@@ -53,7 +53,7 @@ def backend(
         options: As for `fuse_regions`; `compiler` is `inductor` by default.
 
     Raises:
-        PlanError: An option or the mode is unknown, or no plan fits.
+        PlanError: An option or the mode is unknown, a size depends on data, or no plan fits.
     """
     if mode not in _MODES:
         known = ", ".join(map(repr, _MODES[1:]))
@@ -116,7 +116,8 @@ class _Compilation:
     def _compiled(self, module: fx.GraphModule, what: str) -> Callable[..., Any]:
         if self._options.compiler == "inductor":
             with private.inductor_mode(self._mode):
-                return _of_tensors(module, what)
+                compiled = compile_graph(module.graph, what)
+            return private.boxed(lambda inputs: compiled(inputs))
 
         def eager(inputs: list[Tensor]) -> Any:
             given = list(inputs)
@@ -163,25 +164,6 @@ class Partitioner(_InductorPartitioner):
         return hashlib.sha256(contents + plan + str(self.options).encode()).hexdigest()
 
 
-def _of_tensors(module: fx.GraphModule, what: str) -> Callable[..., Any]:
-    """Compile a graph with Inductor; inputs that are numbers by now are passed over."""
-    placeholders = module.graph.find_nodes(op="placeholder")
-    values = [node.meta["val"] for node in placeholders]
-    places = [place for place, value in enumerate(values) if isinstance(value, Tensor) or is_symbolic(value)]
-    graph = fx.Graph()
-    # What is in the map already is not copied; nothing reads the numbers any more.
-    numbers = {node: node for place, node in enumerate(placeholders) if place not in places}
-    graph.output(graph.graph_copy(module.graph, numbers))
-    compiled = compile_graph(graph, what)
-
-    def tensors_alone(inputs: list[Any]) -> Any:
-        tensors = [inputs[place] for place in places]
-        inputs.clear()
-        return compiled(tensors)
-
-    return private.boxed(tensors_alone)
-
-
 def _planned(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Program:
     """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has."""
     with sizes_in_arguments():
@@ -189,8 +171,7 @@ def _planned(joint: fx.GraphModule, outputs: int, static: Sequence[int], options
 
 
 def _prospect(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Prospect:
-    if not inline_sizes(joint.graph):
-        write_out_sizes(joint.graph)
+    inline_sizes(joint.graph)
     _write_out_constants(joint)
     name_modules(joint.graph)
     wrap_outputs(joint.graph, outputs)

@@ -253,6 +253,21 @@ def test_sizes_are_computed_where_they_are_read(options):
             torch.testing.assert_close(one, other)
             assert one.stride() == other.stride()
     assert graphs_compiled() == 1
+    shapes = [value.shape for value in bwsk_fx.compile.last_report().plan.values]
+    assert any(5 in shape or 30 in shape for shape in shapes)
+    assert all(type(size) is int for shape in shapes for size in shape)
+
+
+def test_a_size_that_depends_on_data_is_refused():
+    def kept(x):
+        return x[x > 0].sin().sum()
+
+    run = torch.compile(kept, backend="bwsk_fx")
+    with (
+        torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True),
+        pytest.raises((BackendCompilerFailed, PlanError), match=r"the size of index .*depends on data(.|\n)*test_comp"),
+    ):
+        run(torch.randn(8, requires_grad=True))
 
 
 def test_a_bound_on_memory_is_kept(make_vit, make_images):

@@ -11,6 +11,7 @@ from torch import fx
 
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, nbytes
+from bwsk_fx.planning.sizes import as_numbers
 from bwsk_fx.planning.solve import Solution
 
 
@@ -25,7 +26,7 @@ class PlannedValue:
         rule: The operator that is run again, or the rule that rebuilds the value; for a kept value, what needs it.
         sources: The values it is derived from; none for kept ones.
         operator: What computed it in the forward pass.
-        shape: Its sizes.
+        shape: Its sizes; symbolic ones as they were when it was planned.
         dtype: Its dtype, without `torch.`.
         bytes: Its size.
         source: The user's source line.
@@ -128,7 +129,7 @@ def _row(node: fx.Node, action: str, rule: str, sources: tuple[str, ...]) -> Pla
         rule,
         sources,
         _operator(node),
-        tuple(tensor.shape),
+        as_numbers(tuple(tensor.shape)),
         str(tensor.dtype).removeprefix("torch."),
         nbytes(node),
         _source_line(node),

@@ -17,6 +17,7 @@ from torch import SymBool, SymFloat, SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx.errors import PlanError
 
 Symbols = Mapping[Any, fx.Node]
 
@@ -51,24 +52,25 @@ def _as_number(leaf: Any) -> Any:
         return private.hint_of(leaf)
     if not isinstance(leaf, Tensor) or not has_symbolic_sizes(leaf):
         return leaf
-    return _of_sizes(leaf, map(_as_number, leaf.shape), map(_as_number, leaf.stride()))
+    shape, strides = (tuple(map(_as_number, own)) for own in (leaf.shape, leaf.stride()))
+    with leaf.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty_strided(shape, strides, dtype=leaf.dtype, device=leaf.device)
 
 
-def _of_sizes(tensor: Tensor, shape: Iterable[int], strides: Iterable[int]) -> Tensor:
-    with tensor.fake_mode:  # type: ignore[attr-defined]
-        return torch.empty_strided(tuple(shape), tuple(strides), dtype=tensor.dtype, device=tensor.device)
+def inline_sizes(graph: fx.Graph) -> None:
+    """Put symbolic numbers in the place of the nodes that compute them.
 
-
-def inline_sizes(graph: fx.Graph) -> bool:
-    """Put symbolic numbers in the place of the nodes that compute them, if placeholders have all of their symbols.
-
-    Returns:
-        Whether it was done: where a symbol is nobody's value, the graph stays as it is.
+    Raises:
+        PlanError: A size is not known from the inputs' sizes.
     """
     known = set(symbols_of(graph.find_nodes(op="placeholder")))
-    values = [leaf for node in graph.nodes for leaf in _numbers_of(node)]
-    if not all(private.symbols_in(value) <= known for value in values):
-        return False
+    for node in graph.nodes:
+        if any(not private.symbols_in(value) <= known for value in _numbers_of(node)):
+            raise PlanError(
+                f"the size of {node.name} ({node.target}) depends on data, at {node.stack_trace or 'an unknown line'}; "
+                "a plan needs sizes that follow from those of the inputs: let Dynamo break the graph there "
+                "(torch._dynamo.config.capture_dynamic_output_shape_ops = False), or compile the parts around it"
+            )
     # Calls are told apart by the objects in their arguments.
     same: dict[Any, Any] = {}
     inlined = {node: same.setdefault(private.expression_of(value), value) for node, value in _symbolic_nodes(graph)}
@@ -77,7 +79,6 @@ def inline_sizes(graph: fx.Graph) -> bool:
     for node in reversed(list(inlined)):
         if node.op != "placeholder":
             graph.erase_node(node)
-    return True
 
 
 def _symbolic_nodes(graph: fx.Graph) -> Iterator[tuple[fx.Node, Any]]:
@@ -96,28 +97,6 @@ def sizes_in_arguments() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Raw Sym")
         yield
-
-
-def write_out_sizes(graph: fx.Graph) -> None:
-    """Replace symbolic numbers by those that the graph was traced for, which PyTorch guards from now on."""
-    for node, value in list(_symbolic_nodes(graph)):
-        node.meta["val"] = _fixed(value)
-        node.replace_all_uses_with(node.meta["val"])
-    for node in graph.nodes:
-        if "val" in node.meta:
-            node.meta["val"] = pytree.tree_map_only(Tensor, _specialised, node.meta["val"])
-    graph.eliminate_dead_code()
-
-
-def _fixed(value: Any) -> int | float | bool:
-    kinds = {SymInt: int, SymFloat: float, SymBool: bool}
-    return kinds[type(value)](value)
-
-
-def _specialised(tensor: Tensor) -> Tensor:
-    if not has_symbolic_sizes(tensor):
-        return tensor
-    return _of_sizes(tensor, map(int, tensor.shape), map(int, tensor.stride()))
 
 
 def bind_sizes(graph: fx.Graph, symbols: Symbols) -> None:
