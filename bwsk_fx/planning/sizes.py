@@ -69,7 +69,7 @@ def inline_sizes(graph: fx.Graph) -> None:
             raise PlanError(
                 f"the size of {node.name} ({node.target}) depends on data, at {node.stack_trace or 'an unknown line'}; "
                 "a plan needs sizes that follow from those of the inputs: let Dynamo break the graph there "
-                "(torch._dynamo.config.capture_dynamic_output_shape_ops = False), or compile the parts around it"
+                "(capture_dynamic_output_shape_ops = False), or compile the parts around it"
             )
     # Calls are told apart by the objects in their arguments.
     same: dict[Any, Any] = {}
