@@ -266,7 +266,7 @@ def train(
 
     Without options: six variants on scikit-learn's handwritten digits, in a few minutes on a CPU.
 
-    Variants that the output folder already holds are skipped.
+    Variants that the output folder already holds are skipped, and an unfinished one goes on from its newest checkpoint.
 
     Example: [b]bwsk-fx train --modes conventional,reversible --budget 0.1[/b]
     """

@@ -33,7 +33,8 @@ class VariantResult:
         epochs_completed: completed epochs, the last one possibly in part.
         total_steps: optimizer steps.
         early_stopped: whether validation ended the training.
-        wall_time_s: from the finished data to the tested model: capture, planning, measuring, training, evaluation.
+        wall_time_s: from the finished data to the tested model: capture, planning, measuring, training, evaluation,
+            checkpoints. Of a variant that was resumed, the sum over processes; its file has `resumed_at_steps`.
         peak_memory_mb: on CUDA the allocator's peak in a step above what was there, on a CPU peak live tensor bytes.
         nan_count: steps whose loss was not finite.
         erasure_budget: K ratio under the `published` ruleset; 0 in the conventional mode, as published.
