@@ -210,11 +210,10 @@ def test_one_graph_serves_all_batch_sizes(make_vit, make_images, assert_same_bit
     assert graphs_compiled() == graphs
 
 
-@pytest.mark.parametrize("budget", [0.0, float("inf")])
-def test_generated_code_serves_all_batch_sizes(make_vit, make_images, budget):
+def test_generated_code_serves_all_batch_sizes(make_vit, make_images):
     model = make_vit(num_hidden_layers=1)
     model(**make_images())
-    fast = torch.compile(model, backend="bwsk_fx", options={"budget": budget}, dynamic=True)
+    fast = torch.compile(model, backend="bwsk_fx", options={"budget": 0.5}, dynamic=True)
     torch._dynamo.utils.counters.clear()
     for size in (7, 4):
         inputs = make_images(size)

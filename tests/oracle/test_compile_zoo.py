@@ -131,11 +131,13 @@ class Comparison:
 
 # Each model in one precision by default: the other one is compiled anew, which takes as long.
 IN_HALF_PRECISION = ("bert", "resnet with frozen norms", "t5")
+# Much like those beside them.
+SLOW = ("bert", "resnet in eval mode")
 CASES = [
     pytest.param(
         (name, dtype),
         id=f"{name}, {dtype or torch.float32}".replace("torch.", ""),
-        marks=() if (name in IN_HALF_PRECISION) == (dtype is BF16) else pytest.mark.slow,
+        marks=() if (name in IN_HALF_PRECISION) == (dtype is BF16) and name not in SLOW else pytest.mark.slow,
     )
     for name in MODELS
     for dtype in (None, BF16)
