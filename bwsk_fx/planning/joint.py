@@ -15,7 +15,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.gradients import fuse_gradients
 from bwsk_fx.planning.simplify import drop_no_ops, read_less
-from bwsk_fx.planning.sizes import as_numbers
+from bwsk_fx.planning.sizes import as_number
 from bwsk_fx.planning.views import base_of
 
 aten = torch.ops.aten
@@ -140,7 +140,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
 def nbytes(node: fx.Node) -> int:
     """Return the bytes of a node's tensor, of the sizes that it was traced for; 0 for numbers, None and tuples."""
     value = node.meta.get("val")
-    return as_numbers(value.numel()) * value.element_size() if isinstance(value, torch.Tensor) else 0
+    return as_number(value.numel()) * value.element_size() if isinstance(value, torch.Tensor) else 0
 
 
 def is_constant(node: fx.Node) -> bool:

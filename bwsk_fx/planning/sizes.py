@@ -44,15 +44,16 @@ def symbols_of(placeholders: Iterable[fx.Node]) -> dict[Any, fx.Node]:
 
 def as_numbers(tree: Any) -> Any:
     """Return a tree of fake tensors and numbers with the sizes that it was traced for; no guard is added."""
-    return pytree.tree_map(_as_number, tree)
+    return pytree.tree_map(as_number, tree)
 
 
-def _as_number(leaf: Any) -> Any:
+def as_number(leaf: Any) -> Any:
+    """Return a fake tensor or a number likewise."""
     if is_symbolic(leaf):
         return private.hint_of(leaf)
     if not isinstance(leaf, Tensor) or not has_symbolic_sizes(leaf):
         return leaf
-    shape, strides = (tuple(map(_as_number, own)) for own in (leaf.shape, leaf.stride()))
+    shape, strides = (tuple(map(as_number, own)) for own in (leaf.shape, leaf.stride()))
     with leaf.fake_mode:  # type: ignore[attr-defined]
         return torch.empty_strided(shape, strides, dtype=leaf.dtype, device=leaf.device)
 
