@@ -95,6 +95,16 @@ def without_autocast() -> AbstractContextManager[Any]:
     return torch._C._DisableAutocast()
 
 
+@contextmanager
+def undisturbed(mode: Any) -> Iterator[None]:
+    """Let nothing that is done with the tensors of a fake mode add guards or symbols to what it is tracing."""
+    if getattr(mode, "shape_env", None) is None:
+        yield
+        return
+    with mode.shape_env.suppress_guards(), mode.shape_env.ignore_fresh_unbacked_symbols():
+        yield
+
+
 def expression_of(size: Any) -> Any:
     """Return the SymPy expression of a symbolic number; equal expressions are equal numbers."""
     return size.node.expr

@@ -14,6 +14,7 @@ from bwsk_fx.calm import analyze_calm
 from bwsk_fx.dynamo_graphs import as_captured
 from bwsk_fx.errors import PlanError, RuleError
 from bwsk_fx.passes.type_nodes import type_nodes
+from bwsk_fx.planning.kernels import fake_mode_of
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.plan import Plan
 from bwsk_fx.report.calm import CalmReport
@@ -50,7 +51,10 @@ class CompileReport:
         Raises:
             RuleError: A rule failed.
         """
-        return type_nodes(as_captured(self.graph))
+        captured = as_captured(self.graph)
+        # The graph may be on its way through the compiler.
+        with private.undisturbed(fake_mode_of([node.meta.get("val") for node in captured.graph.nodes])):
+            return type_nodes(captured)
 
     @cached_property
     def calm(self) -> CalmReport:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -100,7 +102,9 @@ def test_blocks_are_known_to_the_planner(make_vit, make_images):
     assert not any(path.isdecimal() for stack in stacks for path in stack)
 
 
-def test_the_structured_trace_has_labels_plan_and_halves(make_vit, make_images):
+@contextmanager
+def structured_trace() -> Iterator[dict[str, str]]:
+    """Note the files that are added to the trace, by name."""
     written: dict[str, str] = {}
 
     class Handler(logging.Handler):
@@ -114,12 +118,27 @@ def test_the_structured_trace_has_labels_plan_and_halves(make_vit, make_images):
     log.setLevel(logging.DEBUG)
     log.addHandler(handler)
     try:
-        compiled_once(make_vit(), make_images(), budget=0.2)
+        yield written
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+def test_the_structured_trace_has_labels_plan_and_halves(make_vit, make_images):
+    with structured_trace() as written:
+        compiled_once(make_vit(), make_images(), budget=0.2)
     assert written.keys() == {f"bwsk_fx_{part}" for part in ("types", "plan", "forward", "backward")}
     plan = bwsk_fx.compile.last_report().plan
     assert json.loads(written["bwsk_fx_plan"])["kept_bytes"] == plan.kept_bytes
     assert "vit.layers.1.mlp.fc1" in written["bwsk_fx_types"]
     assert "torch.ops.aten" in written["bwsk_fx_backward"]
+
+
+def test_a_trace_leaves_the_compilation_alone(make_vit, make_images):
+    """Labels are found while the graph is compiled, and rules ask fake tensors for numbers."""
+    changes = {"custom_partitioner_fn": bwsk_fx.compile.Partitioner(0.2), "force_disable_caches": True}
+    model = make_vit()
+    model(**make_images())
+    with structured_trace() as written, torch._inductor.config.patch(changes):
+        torch.compile(model, dynamic=True, fullgraph=True)(**make_images(7))
+    assert "bwsk_fx_types" in written

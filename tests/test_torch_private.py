@@ -172,6 +172,21 @@ def _size() -> torch.SymInt:
 
 
 @check
+def undisturbed():
+    mode = private.fake_mode()
+    x = private.fake_tensor(mode, torch.ones(3), dynamic_dims=(0,))
+    with private.undisturbed(mode), mode:
+        assert x.shape[0] == 3
+        x.sum().item()
+    assert not mode.shape_env.guards and not mode.shape_env.pending_fresh_unbacked_symbols
+    with mode:
+        x.sum().item()
+    assert mode.shape_env.pending_fresh_unbacked_symbols
+    with private.undisturbed(None):
+        pass
+
+
+@check
 def expression_of():
     size = _size()
     assert private.expression_of(size) == private.expression_of(size - 1) + 1 != private.expression_of(size + 1)
