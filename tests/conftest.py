@@ -1,5 +1,6 @@
 """A small ViT and one training step, for every test that compares a rewritten model with the model itself."""
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -7,6 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+
+def pytest_configure() -> None:
+    """Share the cores between the workers of pytest-xdist; two threads on one core wait for each other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if workers:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
+        torch.set_num_threads(threads)
 
 
 def _make_vit(attention: str = "sdpa", **changes: Any) -> nn.Module:

@@ -28,7 +28,7 @@ def test_commands_are_single_blocks_that_pin_torch_first():
     for command in commands.values():
         assert re.search(r'pip install "torch==[\d.]+" -e ', command)
     assert commands["run"].endswith(".venv/bin/bwsk-fx train")
-    assert commands["test"].endswith(".venv/bin/pytest")
+    assert commands["test"].endswith(".venv/bin/pytest -n auto")
 
 
 def test_the_place_for_results_is_marked():
