@@ -7,7 +7,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 import bwsk_fx
-from bwsk_fx.measure import measure
+from bwsk_fx.measure import measure, saved_for_backward
 
 pytestmark = pytest.mark.gpu
 BATCH = 16
@@ -73,3 +73,21 @@ def test_memory_of_the_allocator_falls():
     before, after = (measure(model, inputs, torch.float16) for model in (eager, reversible))
     assert after.saved_bytes < 0.55 * before.saved_bytes
     assert after.peak_bytes < 0.75 * before.peak_bytes
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_compiled_gradients_are_as_good_as_inductors_and_less_is_kept(dtype):
+    eager, inputs = _vit(), _images()
+    reference = _gradients(
+        copy.deepcopy(eager).double(),
+        {"pixel_values": inputs["pixel_values"].double(), "labels": inputs["labels"]},
+        None,
+    )
+    errors, kept = {}, {}
+    for backend in ("inductor", "bwsk_fx"):
+        model = copy.deepcopy(eager)
+        model.compile(backend=backend, fullgraph=True)
+        errors[backend] = _error(_gradients(model, inputs, dtype), reference)
+        kept[backend] = saved_for_backward(model, inputs, dtype)
+    assert errors["bwsk_fx"] <= 1.5 * errors["inductor"]
+    assert kept["bwsk_fx"] <= 0.6 * kept["inductor"]
