@@ -47,7 +47,8 @@ class Derivation:
         seconds: Modelled time.
         intensive: Whether it runs a matrix product, convolution or attention again.
         rule: What it is called in reports.
-        jumps: Whether it takes branches by what its tails are, so that they have to be the originals.
+        originals: Whether its tails have to be the originals, bit for bit: it takes branches by what they are, or it
+            magnifies what they are off by.
     """
 
     head: fx.Node
@@ -58,7 +59,7 @@ class Derivation:
     seconds: float
     intensive: bool
     rule: str
-    jumps: bool = False
+    originals: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ def _inverses(joint: JointGraph, costs: CostModel, exact: bool, compiled: bool) 
 
 
 def _inversion(inverse: Inverse, seconds: float) -> Derivation:
+    one = inverse
     return Derivation(
-        inverse.head, inverse.tails, Kind.INVERT, inverse.emit, inverse.exact, seconds, inverse.intensive, inverse.rule
+        one.head, one.tails, Kind.INVERT, one.emit, one.exact, seconds, one.intensive, one.rule, one.magnifies
     )
 
 

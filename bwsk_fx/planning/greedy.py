@@ -74,7 +74,7 @@ class _Ways:
                 chosen[cls] = way
             for one in self._readers.get(cls, ()):
                 missing[id(one)] -= 1
-                strays = one.jumps and not originals.issuperset(self._problem.tails(one))
+                strays = one.originals and not originals.issuperset(self._problem.tails(one))
                 if not missing[id(one)] and not strays and self._stays_near(one, kept, chosen):
                     total = one.seconds + sum(cost[tail] for tail in self._problem.tails(one))
                     heapq.heappush(heap, (total, next(serial), self._problem.head(one), one))  # type: ignore[misc]

@@ -99,7 +99,7 @@ class Problem:
         for one in self.derivations:
             ways.setdefault(self.head(one), []).append(one)
         found: set[fx.Node] = set()
-        pending = [*self.exact_needs, *(tail for one in self.derivations if one.jumps for tail in self.tails(one))]
+        pending = [*self.exact_needs, *(tail for one in self.derivations if one.originals for tail in self.tails(one))]
         while pending:
             cls = pending.pop()
             if cls not in found:
@@ -237,7 +237,7 @@ class IntegerProgram:
                     self._rows.append(({use: 1.0, self._keep[tail]: -1.0} | ways, -np.inf, 0.0))
 
     def _require_originals(self) -> None:
-        """Let what jumps read originals: kept values, and what exact derivations make of originals."""
+        """Let what jumps or magnifies read originals: kept values, and what exact derivations make of originals."""
         problem, exact = self._problem, self._exact
         for cls in problem.exact_needs & exact.keys():
             self._rows.append(({exact[cls]: 1.0}, 1.0, 1.0))
@@ -248,7 +248,7 @@ class IntegerProgram:
             for tail in problem.tails(one):
                 if head in exact and one.exact:
                     self._rows.append(({use: 1.0, exact[head]: 1.0, exact[tail]: -1.0}, -np.inf, 1.0))
-                if one.jumps and tail in exact:
+                if one.originals and tail in exact:
                     self._rows.append(({use: 1.0, exact[tail]: -1.0}, -np.inf, 0.0))
 
     def _limit(self, limits: Limits) -> None:

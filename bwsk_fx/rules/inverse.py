@@ -45,6 +45,7 @@ class Inverse:
         rule: The name of the rule, for reports.
         compiles: Whether a compiler can trace the computation.
         intensive: Whether it runs matrix products, which a budget bounds.
+        magnifies: Whether an error in a tail may come out larger, so that the tails have to be the originals.
     """
 
     head: fx.Node
@@ -55,6 +56,7 @@ class Inverse:
     rule: str = ""
     compiles: bool = True
     intensive: bool = False
+    magnifies: bool = False
 
 
 class WitnessWriter:

@@ -110,7 +110,7 @@ def _from_side(node: fx.Node, witnesses: WitnessWriter, name: str) -> Iterator[I
     rule = f"{name} input from output"
     if node.meta["val"].dtype not in _HALVES:
         code = witnesses.call(node, side_and_place, operand, name)
-        yield Inverse(operand, (node, code), calls(from_side_and_place, name), False, rule=rule)
+        yield Inverse(operand, (node, code), calls(from_side_and_place, name), False, rule=rule, magnifies=True)
         return
     side = witnesses.call(node, aten.gt.Scalar, operand, VALLEYS[name].bottom)
     for bits in packed(side, witnesses, pack_bits, unpack_bits, rule):
@@ -118,7 +118,7 @@ def _from_side(node: fx.Node, witnesses: WitnessWriter, name: str) -> Iterator[I
         def emit(graph: fx.Graph, tails: Sequence[fx.Node], bits: Inverse = bits) -> fx.Node:
             return graph.call_function(from_side, (tails[0], bits.emit(graph, tails[1:]), name))
 
-        yield Inverse(operand, (node, *bits.tails), emit, False, rule=rule)
+        yield Inverse(operand, (node, *bits.tails), emit, False, rule=rule, magnifies=True)
 
 
 def from_side(result: Tensor, right: Tensor, name: str) -> Tensor:
@@ -203,7 +203,8 @@ def leaky_relu_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
     """Leaky ReLU's input, for a positive slope: y, over the slope below zero."""
     (slope,) = _numbers(node, 0.01)
     if slope >= torch.finfo(node.meta["val"].dtype).tiny:
-        yield Inverse(node.args[0], (node,), calls(unbent, slope), False, rule="leaky ReLU input from output")  # type: ignore[arg-type]
+        rule = "leaky ReLU input from output"
+        yield Inverse(node.args[0], (node,), calls(unbent, slope), False, rule=rule, magnifies=slope < 1)  # type: ignore[arg-type]
 
 
 def unbent(result: Tensor, slope: float) -> Tensor:
@@ -221,7 +222,7 @@ def exponential_unit_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Invers
     alpha, scale, input_scale = _exponential_parameters(node)
     if node.meta["val"].dtype not in _HALVES and min(alpha, scale, input_scale) > 0:
         back = calls(unit_input, alpha, scale, input_scale)
-        yield Inverse(node.args[0], (node,), back, False, rule="ELU input from output")  # type: ignore[arg-type]
+        yield Inverse(node.args[0], (node,), back, False, rule="ELU input from output", magnifies=True)  # type: ignore[arg-type]
 
 
 def _exponential_parameters(node: fx.Node) -> tuple[float, float, float]:
@@ -250,7 +251,7 @@ def softplus_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
     overlap = math.log1p(math.exp(-threshold))
     if beta > 0 and overlap <= torch.finfo(node.meta["val"].dtype).eps ** 0.5 * threshold:
         back = calls(softplus_input, beta, threshold)
-        yield Inverse(node.args[0], (node,), back, False, rule="softplus input from output")  # type: ignore[arg-type]
+        yield Inverse(node.args[0], (node,), back, False, rule="softplus input from output", magnifies=True)  # type: ignore[arg-type]
 
 
 def softplus_input(result: Tensor, beta: float, threshold: float) -> Tensor:

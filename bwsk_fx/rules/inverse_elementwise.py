@@ -42,7 +42,8 @@ def sum_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
     yield Inverse(left, (node, right), calls(undo, **scale), False, rule="sum")  # type: ignore[arg-type]
     if _same_values(node, right):
         tails = (node, left) if plus else (left, node)
-        yield Inverse(right, tails, _difference_over(alpha), False, rule="sum")  # type: ignore[arg-type]
+        undo_right = _difference_over(alpha)
+        yield Inverse(right, tails, undo_right, False, rule="sum", magnifies=abs(alpha) < 1)  # type: ignore[arg-type]
 
 
 @inverts(aten.rsub.Scalar, aten.rsub.Tensor)
@@ -76,7 +77,7 @@ def product_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse
     if isinstance(factor, fx.Node):
         yield from rms_norm_inverse(node, witnesses)
     elif _same_values(node, operand) and _scales(factor, node):
-        yield Inverse(operand, (node,), calls(aten.div.Tensor, factor), False, rule="scaling")  # type: ignore[arg-type]
+        yield _rescaled(operand, (node,), calls(aten.div.Tensor, factor), abs(factor) < 1)  # type: ignore[arg-type]
 
 
 @inverts(aten.div.Tensor, aten.div.Scalar)
@@ -87,9 +88,9 @@ def quotient_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
         return
     if isinstance(divisor, fx.Node):
         if divisor.meta["val"].dtype == node.meta["val"].dtype:
-            yield Inverse(operand, (node, divisor), calls(aten.mul.Tensor), False, rule="scaling")  # type: ignore[arg-type]
+            yield _rescaled(operand, (node, divisor), calls(aten.mul.Tensor), True)  # type: ignore[arg-type]
     elif _scales(divisor, node):
-        yield Inverse(operand, (node,), calls(aten.mul.Tensor, divisor), False, rule="scaling")  # type: ignore[arg-type]
+        yield _rescaled(operand, (node,), calls(aten.mul.Tensor, divisor), abs(divisor) > 1)  # type: ignore[arg-type]
 
 
 @inverts(aten._to_copy.default)
@@ -131,7 +132,12 @@ def reciprocal_root_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse
 
 def _powered(node: fx.Node, exponent: int, rule: str) -> Iterator[Inverse]:
     if _same_values(node, node.args[0]):
-        yield Inverse(node.args[0], (node,), calls(aten.pow.Tensor_Scalar, exponent), False, rule=rule)  # type: ignore[arg-type]
+        back = calls(aten.pow.Tensor_Scalar, exponent)
+        yield Inverse(node.args[0], (node,), back, False, rule=rule, magnifies=True)  # type: ignore[arg-type]
+
+
+def _rescaled(operand: fx.Node, tails: tuple[fx.Node, ...], emit: Emit, magnifies: bool) -> Inverse:
+    return Inverse(operand, tails, emit, False, rule="scaling", magnifies=magnifies)
 
 
 def _same_values(node: fx.Node, operand: object) -> bool:

@@ -63,7 +63,8 @@ def linear_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
         return
     if node.meta["val"].dtype in _WIDE:
         tails = (node, weight, *bias)
-        yield Inverse(operand, tails, calls(solve_linear), False, rule="frozen linear map", intensive=True)  # type: ignore[arg-type]
+        back, rule = calls(solve_linear), "frozen linear map"
+        yield Inverse(operand, tails, back, False, rule=rule, intensive=True, magnifies=True)  # type: ignore[arg-type]
 
 
 def solve_linear(result: Tensor, weight_t: Tensor, bias: Tensor | None = None) -> Tensor:

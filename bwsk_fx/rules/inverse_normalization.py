@@ -92,8 +92,8 @@ def rms_norm_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Invers
     value, wide = node.meta["val"], operand.meta["val"]
     if (value.shape, value.dtype) != (wide.shape, wide.dtype) or rstd is operand:
         return
-    xhat = _kept(node, operand, node, witnesses)
-    yield Inverse(operand, (xhat, rstd), calls(unscale, wide.dtype), False, rule="RMSNorm input from x̂")  # type: ignore[arg-type]
+    xhat, back = _kept(node, operand, node, witnesses), calls(unscale, wide.dtype)
+    yield Inverse(operand, (xhat, rstd), back, False, rule="RMSNorm input from x̂", magnifies=True)
     if xhat is not node:
         cast = calls(aten._to_copy.default, dtype=value.dtype)
         yield Inverse(node, (xhat,), cast, False, rule="RMSNorm x̂ from its half")

@@ -1,5 +1,6 @@
-"""What takes branches by a value is given the original value."""
+"""What takes branches by a value, or magnifies its errors, is given the original value."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -50,16 +51,23 @@ def _branching(x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
     return [(x - step).sin(), step.sin(), (x + 0.3).sin()]
 
 
-def _survey(**options):
+def _shrinking(x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+    """A small part of a sum: what the difference is off by, division makes ten thousand times as large."""
+    part = x @ weight
+    small = part * 0.0001
+    return [(x + small).sin(), part.sin()]
+
+
+def _survey(function=_branching, **options):
     torch.manual_seed(0)
     inputs = {"x": torch.randn(64, 64, requires_grad=True), "weight": torch.randn(64, 64, requires_grad=True)}
     inputs["weight"].data /= 64
-    return inputs, survey(_branching, inputs, (1,), plan_options(**options), "test")
+    return inputs, survey(function, inputs, (1,), plan_options(**options), "test")
 
 
-def _error(program, inputs) -> float:
+def _error(program, inputs, function=_branching) -> float:
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs.values()]
-    expected = torch.autograd.grad([output.sum() for output in _branching(*wide)], wide)
+    expected = torch.autograd.grad([output.sum() for output in function(*wide)], wide)
     narrow = [tensor.detach() for tensor in inputs.values()]
     outputs, kept = program.run_forward(*narrow)
     found = program.run_backward([*kept, *(narrow[place] for place in program.static), *map(torch.ones_like, outputs)])
@@ -95,6 +103,31 @@ def test_a_branch_taken_by_a_rebuilt_value_is_wrong():
             solution = prospect.solve(Limits(products=0.0))
     assert "sum" in {one.rule for one in solution.used}
     assert _error(prospect.program(solution), inputs) > 1e-2
+
+
+@pytest.mark.parametrize("solver", ["highs", "greedy"])
+def test_what_is_divided_by_a_small_number_is_no_difference(solver):
+    inputs, prospect = _survey(_shrinking)
+    with _keeping("primals_1", "add"):
+        if solver == "greedy":
+            assert greedy(prospect.problem, Limits(products=0.0)) is None
+        else:
+            with pytest.raises(PlanError, match="no plan within"):
+                prospect.solve(Limits(products=0.0))
+    with _keeping("primals_1", "mul"):
+        solution = prospect.solve(Limits(products=0.0))
+    assert "scaling" in {one.rule for one in solution.used}
+    assert _error(prospect.program(solution), inputs, _shrinking) < 1e-6
+
+
+def test_a_divided_difference_is_wrong():
+    inputs, prospect = _survey(_shrinking)
+    careless = tuple(replace(one, originals=False) for one in prospect.problem.derivations)
+    problem = replace(prospect.problem, derivations=careless)
+    with _keeping("primals_1", "add"), patch.object(prospect, "problem", problem):
+        solution = prospect.solve(Limits(products=0.0))
+    assert {one.rule for one in solution.used} >= {"sum", "scaling"}
+    assert _error(prospect.program(solution), inputs, _shrinking) > 1e-5
 
 
 def test_nothing_is_watched_where_all_is_exact():
