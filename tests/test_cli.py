@@ -1,6 +1,7 @@
 """The command line from the outside: what it prints, its exit codes, and that failures leave nothing behind."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bwsk_fx import train_command
 from bwsk_fx.cli import app
 
 TINY = ["--epochs", "1", "--train-limit", "48", "--batch-size", "8"]
@@ -68,7 +70,7 @@ def test_help_names_the_commands_and_every_option():
 
 def test_the_choices_are_the_librarys():
     # Written out twice, so that --help need not import torch.
-    from bwsk_fx import cli, train_command
+    from bwsk_fx import cli
     from bwsk_fx.passes.find_regions import GRANULARITIES
     from bwsk_fx.passes.type_nodes import RULESETS
     from bwsk_fx.planning.options import FAITHS
@@ -78,8 +80,19 @@ def test_the_choices_are_the_librarys():
     assert set(train_command.Granularity) == set(GRANULARITIES)
 
 
+def test_the_help_of_train_fits_80_columns():
+    text = _run("train", "--help", COLUMNS="80", TERMINAL_WIDTH="80").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for name in train_command._option_types():
+        assert f" --{name.replace('_', '-')} " in text or f" --{name}/" in text
+    panels = ["The run", "What is trained", "How it is trained", "Reversible mode"]
+    places = [text.index(f"─ {panel}") for panel in panels]
+    assert places == sorted(places)
+
+
 def test_help_does_not_import_transformers():
-    heavy = {"transformers", "datasets", "sklearn", "matplotlib"}
+    heavy = {"transformers", "datasets", "sklearn", "matplotlib", "kornia", "yaml"}
     code = f"import sys, bwsk_fx.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -102,6 +115,105 @@ def test_train_compares_and_skips(tmp_path):
     assert second.exit_code == 0
     assert "already there: scratch-conventional" in second.stdout
     assert row in second.stdout
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The runs that the command asks for; none is trained."""
+    runs = []
+    monkeypatch.setattr(train_command, "_trained", runs.append)
+    monkeypatch.setattr(train_command, "_show_run", lambda report: None)
+    return runs
+
+
+def test_flags_and_a_file_have_the_names_of_a_runs_options():
+    from bwsk_fx.training.config import RunConfig, _flat
+
+    assert {name for name, _ in _flat(RunConfig(Path("out")))} == train_command._option_types().keys()
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(asked, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "output: out\nmodes: [reversible, analyzed]\nepochs: 3\nlearning-rate: 1e-4\nfaith: exact\naugment: true\n"
+        "trainer: {optim: adafactor, adam_beta1: 0.8}\noverwrite: true\nprecision: bf16\n"
+    )
+    plain = _run("train", "--config", file)
+    flags = ["--epochs", 5, "--no-augment", "--modes", "conventional", "--trainer", "optim=sgd", "--faith", "rounded"]
+    changed = _run("train", *flags, "--config", file)
+    _run("train")
+    assert (plain.exit_code, changed.exit_code) == (0, 0), plain.output + changed.output
+    by_file, by_flags, by_default = asked
+    assert by_file.options() == by_default.options() | {
+        "output": "out",
+        "modes": ["analyzed", "reversible"],
+        "epochs": 3,
+        "learning_rate": 1e-4,
+        "faith": "exact",
+        "augment": True,
+        "trainer": {"optim": "adafactor", "adam_beta1": 0.8},
+        "precision": "bf16",
+    }
+    assert by_file.overwrite
+    assert by_flags.options() == by_file.options() | {
+        "epochs": 5,
+        "augment": False,
+        "modes": ["conventional"],
+        "trainer": {"optim": "sgd", "adam_beta1": 0.8},
+        "faith": "rounded",
+    }
+
+
+def test_every_flag_of_the_recipe_arrives(asked):
+    flags = {
+        "learning_rate": 0.5,
+        "schedule": "linear",
+        "warmup": 0.25,
+        "weight_decay": 0.125,
+        "clip": 2.0,
+        "patience": 7,
+        "evaluation_steps": 11,
+    }
+    done = _run("train", *(text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", value)))
+    assert done.exit_code == 0, done.output
+    assert vars(asked[0].recipe_options) == flags
+
+
+def test_the_example_of_the_documentation_is_a_run(asked, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "run.yaml").write_text(example)
+    done = _run("train", "--config", tmp_path / "run.yaml")
+    assert done.exit_code == 0, done.output
+    asked[0].validate()
+    assert asked[0].trainer and asked[0].recipe_options.learning_rate
+
+
+def test_the_configuration_in_the_output_is_the_same_run(tmp_path):
+    output, file = tmp_path / "out", tmp_path / "run.yaml"
+    file.write_text(
+        f"output: {output}\nexperiments: scratch\nmodes: [conventional]\nepochs: 1\nbatch_size: 8\n"
+        "train_limit: 24\nclip: 0\naugment: true\ntrainer: {optim: sgd, gradient_accumulation_steps: 2}\n"
+    )
+    first = _run("train", "--config", file)
+    assert first.exit_code == 0, first.output
+    assert first.stderr.startswith("scratch-conventional: 2 steps")
+    result = json.loads((output / "scratch-conventional" / "training_results.json").read_text())
+    configuration = result["configuration"]
+    assert (configuration["max_grad_norm"], configuration["augment"]) == (0.0, True)
+    assert configuration["trainer"] == {"gradient_accumulation_steps": 2, "optim": "sgd"}
+    again = _run("train", "--config", output / "config.yaml")
+    assert "already there: scratch-conventional" in again.stdout
+    assert not again.stderr
+    other = _run("train", "--config", output / "config.yaml", "--trainer", "optim=adafactor")
+    _assert_one_line(other, "of another configuration", "trainer is", "--overwrite")
+
+
+def test_a_file_that_makes_no_sense(tmp_path):
+    file = tmp_path / "run.yaml"
+    _assert_one_line(_run("train", "--config", file), "run.yaml", "cannot be read")
+    file.write_text("moddes: conventional")
+    _assert_one_line(_run("train", "--config", file), "run.yaml", "'moddes'", "did you mean 'modes'?")
 
 
 def test_the_table_fits_a_small_terminal(tmp_path):
@@ -281,6 +393,10 @@ def test_other_peoples_files_are_left_alone(tmp_path):
         ("--experiments", "", "nothing to train"),
         ("--epochs", "0", "--epochs must be at least 1"),
         ("--budget", "-1", "--budget must be at least 0"),
+        ("--warmup", "2", "--warmup must be a share of all steps"),
+        ("--schedule", "cosin", "--schedule does not know 'cosin'; it takes linear, cosine"),
+        ("--trainer", "optim", "--trainer takes KEY=VALUE"),
+        ("--trainer", "max_steps=3", "--trainer max_steps is not taken: use --epochs"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, option, value, words):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import cache
 from importlib import resources
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bwsk_fx.errors import TrainingError
+from bwsk_fx.training import trainer_options
 
 DIGITS = "digits"
 
@@ -95,6 +98,45 @@ class ReversibleOptions:
 
 
 @dataclass(frozen=True)
+class RecipeOptions:
+    """What a run changes in the recipe of each experiment; None leaves the recipe's own value.
+
+    Attributes:
+        learning_rate: at its peak.
+        schedule: of the learning rate, by its name in transformers.
+        warmup: share of all steps over which the learning rate rises.
+        weight_decay: of the optimizer.
+        clip: gradients are clipped to this norm; 0 leaves them alone.
+        patience: evaluations without a better validation accuracy before training stops.
+        evaluation_steps: steps between evaluations; more than an epoch has means each epoch.
+    """
+
+    learning_rate: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    patience: int | None = None
+    evaluation_steps: int | None = None
+
+    def changed(self, recipe: Recipe) -> Recipe:
+        """A recipe with these values in place of its own."""
+        fields_of = vars(self) | {"warmup_fraction": self.warmup, "max_grad_norm": self.clip}
+        return replace(recipe, **{name: fields_of[name] for name in vars(recipe) if fields_of.get(name) is not None})
+
+    def validate(self) -> None:
+        """Raises a TrainingError for numbers that no training can use; the schedule is left to transformers."""
+        _require_at_least_one({"--patience": self.patience, "--evaluation-steps": self.evaluation_steps})
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise TrainingError(f"--learning-rate must be above 0, not {self.learning_rate}")
+        for option, value in {"--weight-decay": self.weight_decay, "--clip": self.clip}.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise TrainingError(f"{option} must be at least 0, not {value}")
+        if self.warmup is not None and not 0 <= self.warmup <= 1:
+            raise TrainingError(f"--warmup must be a share of all steps, 0 to 1, not {self.warmup}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One call of `bwsk-fx train`.
 
@@ -108,6 +150,9 @@ class RunConfig:
         plan: options of the reversible mode.
         epochs: overrides the recipe's number of epochs.
         batch_size: overrides the recipe's batch size.
+        recipe_options: overrides of the recipe's other values.
+        trainer: further fields of transformers' `TrainingArguments` by name, see `trainer_options`.
+        augment: whether training images are cropped and mirrored at random; None means all but the digits.
         seed: of initial weights, data order and splits.
         precision: `auto` means fp16 autocast on CUDA, as published, and fp32 on a CPU.
         train_limit: train on at most this many samples.
@@ -122,6 +167,9 @@ class RunConfig:
     plan: ReversibleOptions = ReversibleOptions()
     epochs: int | None = None
     batch_size: int | None = None
+    recipe_options: RecipeOptions = RecipeOptions()
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    augment: bool | None = None
     seed: int = 0
     precision: Precision = Precision.AUTO
     train_limit: int | None = None
@@ -137,6 +185,11 @@ class RunConfig:
         """Whether the embedded data and its small ViT are used."""
         return self.data == DIGITS and self.model is None
 
+    @property
+    def augmented(self) -> bool:
+        """Whether training images are augmented; by default all but the digits, of which a mirror image is none."""
+        return self.data != DIGITS if self.augment is None else self.augment
+
     def recipe(self, experiment: Experiment) -> Recipe:
         """The hyperparameters of an experiment, with this run's own overrides."""
         return self._overridden(_DIGITS_RECIPES[experiment] if self.small else published_recipe(experiment))
@@ -147,7 +200,7 @@ class RunConfig:
 
     def _overridden(self, recipe: Recipe) -> Recipe:
         return replace(
-            recipe,
+            self.recipe_options.changed(recipe),
             epochs=self.epochs if self.epochs is not None else recipe.epochs,
             batch_size=self.batch_size if self.batch_size is not None else recipe.batch_size,
         )
@@ -166,7 +219,16 @@ class RunConfig:
         }
         if variant.mode is Mode.REVERSIBLE:
             identity |= asdict(self.plan)
+        # Only where they are used, so that results from before there were such options stay valid.
+        if self.augmented:
+            identity["augment"] = True
+        if deciding := trainer_options.deciding(self.trainer):
+            identity["trainer"] = deciding
         return identity
+
+    def options(self) -> dict[str, Any]:
+        """The options of `bwsk-fx train` that ask for this run, by name, as plain values; `overwrite` is left out."""
+        return {name: value for name, value in _flat(self) if name != "overwrite" and value not in (None, {})}
 
     def model_name(self, experiment: Experiment) -> str:
         """The model's name without machine-specific folders, for result files and cards."""
@@ -177,14 +239,41 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raises a TrainingError for values that no run can use."""
-        positive = {"--epochs": self.epochs, "--batch-size": self.batch_size, "--train-limit": self.train_limit}
-        for option, value in positive.items():
-            if value is not None and value < 1:
-                raise TrainingError(f"{option} must be at least 1, not {value}")
-        if self.plan.budget < 0:
+        _require_at_least_one(
+            {"--epochs": self.epochs, "--batch-size": self.batch_size, "--train-limit": self.train_limit}
+        )
+        if not self.plan.budget >= 0:
             raise TrainingError(f"--budget must be at least 0, not {self.plan.budget}")
+        if not 0 <= self.seed < 2**32:
+            raise TrainingError(f"--seed must be at least 0 and below 2**32, not {self.seed}")
+        self.recipe_options.validate()
         if not self.variants:
             raise TrainingError("nothing to train: name at least one experiment and one mode")
+        schedules = dict.fromkeys(self.recipe(experiment).schedule for experiment in self.experiments)
+        trainer_options.require_valid(self.trainer, tuple(schedules))
+
+
+def _require_at_least_one(counts: dict[str, int | None]) -> None:
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise TrainingError(f"{option} must be at least 1, not {value}")
+
+
+def _flat(options: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of options and of the options in them, as what YAML can hold."""
+    for name, value in ((entry.name, getattr(options, entry.name)) for entry in fields(options)):
+        if is_dataclass(value):
+            yield from _flat(value)
+        else:
+            yield name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path | StrEnum):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 @cache

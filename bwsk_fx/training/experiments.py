@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from transformers import default_data_collator, set_seed
 
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.measure import StepMemory, measure
-from bwsk_fx.training import card, models, modes, plots
+from bwsk_fx.training import card, models, modes, plots, run_file
+from bwsk_fx.training.augment import random_crop_and_flip
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
 from bwsk_fx.training.faults import image_size_explained, images_explained, memory_explained
@@ -82,7 +83,7 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
                 session.train_variant(variant)
     # Opened here too, so that what a killed run left is swept up when nothing remains to be trained.
     with output.opened():
-        _summarize(output)
+        _summarize(output, config)
     return RunReport(config.output, output.results(), tuple(variant.folder for variant in pending))
 
 
@@ -176,7 +177,7 @@ class _Session:
         wall_time = outcome.earlier_time_s + time.perf_counter() - began
         self._finish(variant, model, outcome, Measured(*prepared, preparation, wall_time))
         checkpoints.discard()
-        _summarize(self.output)
+        _summarize(self.output, self.config)
 
     def _finish(self, variant: Variant, model: Any, outcome: Outcome, measured: Measured) -> None:
         slug = self.config.model_name(Experiment.SCRATCH)
@@ -239,7 +240,15 @@ class _Session:
     def _task(self, model: Any, recipe: Recipe, name: str) -> Task:
         material = self.material
         splits = (material.train, material.validation, material.test)
-        return Task(model, *splits, recipe, self.precision, self.config.seed, name)
+        return self._told(Task(model, *splits, recipe, self.precision, self.config.seed, name))
+
+    def _told(self, task: Task) -> Task:
+        """A training with what the run's options say about all of its trainings."""
+        return replace(
+            task,
+            settings=self.config.trainer,
+            augment=random_crop_and_flip if self.config.augmented else None,
+        )
 
     @cached_property
     def _checkpoint(self) -> Path:
@@ -266,7 +275,7 @@ class _Session:
         checkpoints = self._checkpoints(PRETRAINED, identity)
         start = self._resumed(checkpoints)
         with self._explained(label, Mode.CONVENTIONAL, recipe):
-            outcome = run(task, self._bar(label, start), checkpoints, start)
+            outcome = run(self._told(task), self._bar(label, start), checkpoints, start)
         self._publish(PRETRAINED, model, PRETRAINING_FILE, _pretraining_result(outcome, identity))
         checkpoints.discard()
 
@@ -299,11 +308,12 @@ def _resumption(outcome: Outcome) -> dict[str, Any]:
     return {"resumed_at_steps": list(outcome.resumed_at), "earlier_time_s": outcome.earlier_time_s}
 
 
-def _summarize(output: Output) -> None:
+def _summarize(output: Output, config: RunConfig) -> None:
     """Writes the files that speak of all finished variants."""
     results = output.results()
     figures = {folder: _without_curves(result) for folder, result in results.items()}
     output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": figures}))
+    output.write(run_file.FILE, lambda path: run_file.write(path, config.options()))
     for name, draw in plots.PLOTS.items():
         output.write(name, partial(draw, results))
     output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.training.config import Experiment, Mode, RunConfig, Variant
 from bwsk_fx.training.faults import disk_error
+from bwsk_fx.training.trainer_options import LOGS
 
 RESULT_FILE = "training_results.json"
 SUMMARY_FILE = "results.json"
@@ -112,7 +113,7 @@ class Output:
     def _has_foreign_content(self) -> bool:
         if not self.root.is_dir() or (self.root / SUMMARY_FILE).exists():
             return False
-        ours = {PRETRAINED, *(variant.folder for variant in ALL_VARIANTS)}
+        ours = {PRETRAINED, LOGS, *(variant.folder for variant in ALL_VARIANTS)}
         hidden = (_STAGE_PREFIX, _UNFINISHED_PREFIX)
         return any(entry.name not in ours and not entry.name.startswith(hidden) for entry in self.root.iterdir())
 

@@ -7,7 +7,7 @@ import math
 import pickle
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from bwsk_fx.training.config import Precision, Recipe
 from bwsk_fx.training.faults import require_finite
 from bwsk_fx.training.progress import Bar
 from bwsk_fx.training.resume import Checkpoint, Checkpoints, Pace
+from bwsk_fx.training.trainer_options import LOGS, log_into, logged
 
 WEIGHTS_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
@@ -42,7 +43,20 @@ AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16
 
 @dataclass(frozen=True)
 class Task:
-    """One training: a model, its data, how to train it, and its name in messages."""
+    """One training: a model, its data, how to train it, and its name in messages.
+
+    Attributes:
+        model: trained in place.
+        train: samples with `pixel_values` and `labels`.
+        validation: such samples; they decide when training stops and which weights are the best.
+        test: such samples.
+        recipe: the hyperparameters.
+        precision: of the forward pass.
+        seed: of the order of the data and of all random numbers.
+        name: in messages.
+        settings: further fields of `TrainingArguments`, which `trainer_options.require_valid` takes.
+        augment: gives other `pixel_values` for those of a training batch.
+    """
 
     model: Any
     train: Any
@@ -52,6 +66,8 @@ class Task:
     precision: Precision
     seed: int
     name: str = "training"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,10 @@ class _Watch(TrainerCallback):
         """Time spent on the steps so far, by earlier processes too."""
         return self.earlier_s + time.perf_counter() - self._started
 
+    def add(self, loss: torch.Tensor) -> None:
+        """Takes the loss of a batch, or its share where several batches make a step."""
+        self.latest = loss if self.latest is None else self.latest + loss
+
     def save(self, folder: Path) -> None:
         """Adds what has been written down to a checkpoint."""
         kept = {name: getattr(self, name) for name in ("losses", "accuracies", "times", "resumed_at")}
@@ -142,6 +162,7 @@ class _Watch(TrainerCallback):
         self.times.append(time.perf_counter() - self._began)
         assert self.latest is not None
         self.losses.append(float(self.latest))
+        self.latest = None
         require_finite(self.name, self.losses, self.precision)
         self.bar.advance(loss=self.losses[-1])
 
@@ -199,18 +220,30 @@ class _KeepBest(TrainerCallback):
 class _WatchedTrainer(Trainer):
     """A Trainer that hands every step's loss to a watch, and whose checkpoints hold all that decides the result."""
 
-    def __init__(self, watch: _Watch, keeper: _KeepBest, checkpoints: Checkpoints | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        watch: _Watch,
+        keeper: _KeepBest,
+        checkpoints: Checkpoints | None,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(callbacks=[watch, keeper], **kwargs)
         self.watch, self.keeper, self._checkpoints, self._pace = watch, keeper, checkpoints, Pace()
+        self._augment = augment
         # Otherwise the number of samples in the batch would become one more input of the model, for a loss that
         # is the same mean either way.
         self.model_accepts_loss_kwargs = False
         for chatter in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatter)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self.watch.latest = loss.detach()
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Here and not where samples are read: the random numbers are then those of this process, which checkpoints
+        # hold, and each epoch has images of its own.
+        if self._augment is not None:
+            inputs = {**inputs, "pixel_values": self._augment(inputs["pixel_values"])}
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.watch.add(loss.detach())
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -295,52 +328,58 @@ def _train(task: Task, trainer: _WatchedTrainer, start: Checkpoint | None) -> No
 
 
 def _trainer(task: Task, watch: _Watch, folder: Path, checkpoints: Checkpoints | None) -> _WatchedTrainer:
-    return _WatchedTrainer(
+    trainer = _WatchedTrainer(
         watch,
         _KeepBest(task.recipe.patience),
         checkpoints,
+        task.augment,
         model=task.model,
         args=_arguments(task, folder, save_strategy="no" if checkpoints is None else "steps"),
         train_dataset=task.train,
         eval_dataset=task.validation,
         compute_metrics=_accuracy,
     )
+    if checkpoints is not None:
+        log_into(trainer, checkpoints.folder.parent / LOGS / checkpoints.name)
+    return trainer
 
 
 def _arguments(task: Task, folder: Path, save_strategy: str) -> TrainingArguments:
     recipe, steps = task.recipe, _steps_per_epoch(task)
     evaluation_steps = min(recipe.evaluation_steps or steps, steps)
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=4 * recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=round(recipe.warmup_fraction * steps * recipe.epochs),
-        max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=task.precision is Precision.BF16,
-        fp16=task.precision is Precision.FP16,
-        seed=task.seed,
-        data_seed=task.seed,
-        eval_strategy="steps",
-        eval_steps=evaluation_steps,
-        save_strategy=save_strategy,
-        save_steps=evaluation_steps,
-        logging_strategy="no",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        report_to="none",
-    )
+    own = {
+        "output_dir": str(folder),
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": 4 * recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": round(recipe.warmup_fraction * steps * recipe.epochs),
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "adamw_torch",
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": task.precision is Precision.BF16,
+        "fp16": task.precision is Precision.FP16,
+        "seed": task.seed,
+        "data_seed": task.seed,
+        "eval_strategy": "steps",
+        "eval_steps": evaluation_steps,
+        "save_strategy": save_strategy,
+        "save_steps": evaluation_steps,
+        "logging_strategy": "steps" if logged(task.settings) else "no",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return TrainingArguments(**(own | dict(task.settings)))
 
 
 def _steps_per_epoch(task: Task) -> int:
-    return math.ceil(len(task.train) / task.recipe.batch_size)
+    batches = math.ceil(len(task.train) / task.recipe.batch_size)
+    return math.ceil(batches / task.settings.get("gradient_accumulation_steps", 1))
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:

@@ -5,6 +5,7 @@ from PIL import Image
 
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.training import data, models
+from bwsk_fx.training.augment import random_crop_and_flip
 from bwsk_fx.training.data import as_tensors, load_splits, only_labels
 
 
@@ -89,6 +90,30 @@ def test_samples_are_pixels_and_labels(monkeypatch, materialize):
     assert pixels.dtype == torch.float32
     assert -1 <= pixels.min() < -0.9 < 0.5 < pixels.max() <= 1
     assert label == split[3]["label"]
+
+
+def test_augmented_images_are_crops_of_enlarged_ones_and_half_of_them_mirrored():
+    ramp = torch.arange(14.0).expand(64, 3, 14, 14) + 100 * torch.arange(14.0)[:, None]
+    torch.manual_seed(0)
+    augmented = random_crop_and_flip(ramp)
+    assert augmented.shape == ramp.shape
+    across, down = augmented[:, 0, 5].diff(dim=1)[:, 1:-1], augmented[:, 0, :, 5].diff(dim=1)[:, 1:-1]
+    # 16 pixels are made of 14, so neighbours differ by about 7/8, to the left in half of the images and never upwards.
+    assert torch.allclose(across.abs(), torch.tensor(0.875), atol=0.02)
+    assert torch.allclose(down, torch.tensor(87.5), atol=2)
+    assert 16 < int((across[:, 0] < 0).sum()) < 48
+    # A crop of 14 out of 16 has three places in each direction.
+    assert len(augmented[:, 0].amin(dim=2).amin(dim=1).div(80).round().unique()) == 3
+
+
+def test_augmentation_draws_from_the_global_generator_alone(monkeypatch):
+    images = torch.rand(8, 3, 16, 16)
+    torch.manual_seed(0)
+    first, second = random_crop_and_flip(images), random_crop_and_flip(images)
+    np.random.seed(3)
+    torch.manual_seed(0)
+    assert torch.equal(random_crop_and_flip(images), first)
+    assert not torch.equal(first, second)
 
 
 def test_unknown_data_sets_are_one_line(tmp_path):

@@ -1,16 +1,18 @@
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from bwsk_fx.training import models
+from bwsk_fx.training.augment import random_crop_and_flip
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, ReversibleOptions, RunConfig
 from bwsk_fx.training.data import as_tensors, load_splits
 from bwsk_fx.training.modes import put_into, require_effect
 from bwsk_fx.training.progress import SilentBar
 from bwsk_fx.training.quiet import quiet
+from bwsk_fx.training.resume import Checkpoints
 from bwsk_fx.training.trainer import Outcome, Task, _KeepBest, run, set_seed
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=1, batch_size=8, patience=3, max_grad_norm=1.0)
@@ -25,13 +27,13 @@ def splits():
     return loaded.labels, [as_tensors(part, processor) for part in parts]
 
 
-def _train(splits, recipe: Recipe = RECIPE, mode: Mode = Mode.CONVENTIONAL, plan: ReversibleOptions = PLAN):
+def _train(splits, recipe: Recipe = RECIPE, mode: Mode = Mode.CONVENTIONAL, plan: ReversibleOptions = PLAN, **told):
     labels, parts = splits
     set_seed(0)
     model = models.from_scratch("vit-tiny-digits", labels).train()
     put_into(model, mode, plan)
     with quiet():
-        outcome = run(Task(model, *parts, recipe, Precision.FP32, seed=0), SilentBar())
+        outcome = run(Task(model, *parts, recipe, Precision.FP32, seed=0, **told), SilentBar())
     require_effect(model, mode)
     return model, outcome
 
@@ -89,6 +91,72 @@ def test_exact_modes_have_bit_identical_losses_for_50_steps(splits, mode, plan):
     conventional, other = _train(splits)[1], _train(splits, mode=mode, plan=plan)[1]
     assert len(conventional.losses) == 50
     assert other.losses == conventional.losses
+
+
+@pytest.fixture
+def few(splits):
+    labels, parts = splits
+    return labels, [part[:40] for part in parts]
+
+
+@dataclass
+class Augmentation:
+    """Augments, takes note of what it gave, and fails where it is told to."""
+
+    fails_at: int = -1
+    batches: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if len(self.batches) == self.fails_at:
+            raise KeyboardInterrupt
+        self.batches.append(random_crop_and_flip(images))
+        return self.batches[-1]
+
+
+def test_every_epoch_and_every_mode_sees_its_own_augmented_images(few):
+    seen, recipe = {mode: Augmentation() for mode in Mode}, replace(RECIPE, epochs=2)
+    exact = ReversibleOptions(faith="exact")
+    losses = {mode: _train(few, recipe, mode, exact, augment=seen[mode])[1].losses for mode in Mode}
+    assert len(set(losses.values())) == 1
+    assert losses[Mode.CONVENTIONAL] != _train(few, recipe)[1].losses
+    batches = [torch.stack(seen[mode].batches) for mode in Mode]
+    # Ten steps, and none for validation or test images.
+    assert batches[0].shape == (10, 8, 3, 16, 16)
+    assert all(torch.equal(batches[0], other) for other in batches[1:])
+    first, second = ({image.numpy().tobytes() for image in epoch.flatten(0, 1)} for epoch in batches[0].chunk(2))
+    # Of 18 places and directions, few of the 40 images have the same one twice.
+    assert len(first & second) < 10
+
+
+def test_a_resumed_training_sees_the_same_augmented_images(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("bwsk_fx.training.resume.SAVING_SHARE", math.inf)
+    labels, parts = few
+    checkpoints = Checkpoints("mine", tmp_path / "mine")
+
+    def trained(augment: Augmentation, checkpoints: Checkpoints | None) -> tuple[float, ...]:
+        torch.manual_seed(0)
+        model = models.from_scratch("vit-tiny-digits", labels).train()
+        recipe = replace(RECIPE, epochs=2, evaluation_steps=3)
+        start = checkpoints.newest() if checkpoints else None
+        task = Task(model, *parts, recipe, Precision.FP32, seed=0, augment=augment)
+        return run(task, SilentBar(), checkpoints, start).losses
+
+    whole, cut_off, resumed = Augmentation(), Augmentation(fails_at=7), Augmentation()
+    losses = trained(whole, None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(cut_off, checkpoints)
+    assert trained(resumed, checkpoints) == losses
+    assert torch.equal(torch.stack(resumed.batches), torch.stack(whole.batches[6:]))
+
+
+def test_accumulated_batches_make_one_step(few):
+    whole = _train(few, replace(RECIPE, batch_size=16, evaluation_steps=2))[1]
+    halves = _train(few, replace(RECIPE, evaluation_steps=2), settings={"gradient_accumulation_steps": 2})[1]
+    # Five batches of 8: two steps of two, and one of the batch that is left.
+    assert len(whole.losses) == len(halves.losses) == 3
+    assert halves.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert halves.accuracies == whole.accuracies
+    assert (halves.epochs, halves.early_stopped) == (1.0, False)
 
 
 def test_keep_best_takes_the_first_of_equals():
