@@ -29,6 +29,19 @@ def test_the_table_has_a_row_per_variant(loaded, six_variants):
     assert lines[heading + 8] == ""
 
 
+def test_augmentation_and_options_of_the_trainer_are_stated(loaded, six_variants):
+    (plain,) = (line for line in loaded.text.splitlines() if line.startswith("AdamW, "))
+    assert plain.endswith("best weights restored. Made with torch")
+    configuration = {"augment": True, "trainer": {"optim": "sgd", "adam_beta1": 0.5}}
+    results = {
+        folder: result | {"configuration": result["configuration"] | configuration}
+        for folder, result in six_variants.results.items()
+    }
+    (line,) = (line for line in card.render(results).splitlines() if line.startswith("sgd, "))
+    assert "restored. Training images cropped and mirrored at random. Further" in line
+    assert '`{"adam_beta1": 0.5, "optim": "sgd"}`. Made with' in line
+
+
 def test_limits_are_stated(loaded):
     assert "## Limitations" in loaded.text
     assert "one image is 0.28 points" in loaded.text
