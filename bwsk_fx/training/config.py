@@ -17,6 +17,8 @@ from bwsk_fx.training import trainer_options
 
 DIGITS = "digits"
 
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
+
 
 class Experiment(StrEnum):
     """Where the weights come from."""
@@ -134,6 +136,8 @@ class RecipeOptions:
                 raise TrainingError(f"{option} must be at least 0, not {value}")
         if self.warmup is not None and not 0 <= self.warmup <= 1:
             raise TrainingError(f"--warmup must be a share of all steps, 0 to 1, not {self.warmup}")
+        if self.warmup and self.schedule in _WITHOUT_WARMUP:
+            raise TrainingError(f"--schedule {self.schedule} has no warm-up; leave --warmup out or choose another")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def test_identity_names_no_folder_of_this_machine(tmp_path):
         ({"recipe_options": RecipeOptions(learning_rate=0.0)}, "--learning-rate must be above 0, not 0.0"),
         ({"recipe_options": RecipeOptions(learning_rate=float("inf"))}, "--learning-rate must be above 0, not inf"),
         ({"recipe_options": RecipeOptions(warmup=1.5)}, "--warmup must be a share of all steps, 0 to 1, not 1.5"),
+        ({"recipe_options": RecipeOptions(warmup=0.1, schedule="constant")}, "--schedule constant has no warm-up"),
         ({"recipe_options": RecipeOptions(weight_decay=-1.0)}, "--weight-decay must be at least 0"),
         ({"recipe_options": RecipeOptions(clip=float("nan"))}, "--clip must be at least 0"),
         ({"recipe_options": RecipeOptions(patience=0)}, "--patience must be at least 1"),
