@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -270,7 +270,9 @@ def train(
 
     Example: [b]bwsk-fx train --modes conventional,reversible --budget 0.1[/b]
     """
-    with _errors_as_lines():
+    from bwsk_fx.training import processes
+
+    with _errors_as_lines(), processes.main_heard_first():
         from bwsk_fx.training.config import Experiment, Mode, Precision, ReversibleOptions, RunConfig
 
         config = RunConfig(
@@ -287,7 +289,9 @@ def train(
             train_limit=train_limit,
             overwrite=overwrite,
         )
-        _show_run(_trained(config))
+        report = _trained(config)
+        if processes.heard():
+            _show_run(report)
 
 
 def _choices(option: str, text: str, kind: type[Choice]) -> tuple[Choice, ...]:
@@ -408,7 +412,9 @@ def _errors_as_lines() -> Iterator[None]:
 
 @contextmanager
 def _status(label: str) -> Iterator[None]:
-    with _console(stderr=True).status(label):
+    from bwsk_fx.training.processes import heard
+
+    with _console(stderr=True).status(label) if heard() else nullcontext():
         yield
 
 
