@@ -19,7 +19,12 @@ from bwsk_fx.measure import StepMemory, measure
 from bwsk_fx.training import card, models, modes, plots, processes
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
-from bwsk_fx.training.faults import image_size_explained, images_explained, memory_explained
+from bwsk_fx.training.faults import (
+    image_size_explained,
+    images_explained,
+    memory_explained,
+    unused_parameters_explained,
+)
 from bwsk_fx.training.output import (
     ALL_VARIANTS,
     PRETRAINED,
@@ -204,6 +209,7 @@ class _Session:
             memory_explained(name, mode, self.config.plan.budget, recipe.batch_size),
             # Large data sets are decoded while they are trained on.
             images_explained(self.config.data, (splits.train, splits.validation, splits.test)),
+            unused_parameters_explained(name),
         ):
             yield
 

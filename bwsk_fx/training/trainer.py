@@ -319,12 +319,15 @@ def _train(task: Task, trainer: _WatchedTrainer, start: Checkpoint | None) -> No
 
 
 def _trainer(task: Task, watch: _Watch, folder: Path, checkpoints: Checkpoints | None) -> _WatchedTrainer:
+    arguments = _arguments(task, folder, save_strategy="no" if checkpoints is None else "steps")
+    # One process that sees several GPUs would train on all of them, with as many times the batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return _WatchedTrainer(
         watch,
         _KeepBest(task.recipe.patience),
         checkpoints,
         model=task.model,
-        args=_arguments(task, folder, save_strategy="no" if checkpoints is None else "steps"),
+        args=arguments,
         train_dataset=task.train,
         eval_dataset=task.validation,
         compute_metrics=_accuracy,

@@ -101,15 +101,47 @@ def test_two_processes_write_and_print_once(launched):
     assert [line.split(":")[0] for line in done.stderr.splitlines() if " steps, best" in line] == FOLDERS
 
 
-def test_an_error_ends_all_processes_with_one_message(alone, vit):
-    before = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
-    done = _launch(TORCHRUN, *_command(alone, vit, seed=3))
+@pytest.fixture(scope="module")
+def failed(alone, vit, tmp_path_factory):
+    """What two processes agreed on, and what became of a command that may not touch the folder of another seed."""
+    before, notes = _times(alone), tmp_path_factory.mktemp("notes")
+    program = Path(__file__).with_name("failing_command.py")
+    done = _launch(TORCHRUN, program, notes, *_command(alone, vit, seed=3)[2:])
+    assert _times(alone) == before
+    return [json.loads((notes / f"{rank}.json").read_text()) for rank in range(2)], done
+
+
+def _times(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_an_error_ends_all_processes_with_one_message(failed):
+    _, done = failed
     assert done.returncode != 0
     messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1, done.stderr
     assert "holds scratch-conventional of another configuration (seed is 0, not 3)" in messages[0]
     assert "bwsk_fx/" not in done.stderr  # no traceback of ours
-    assert {path: path.stat().st_mtime_ns for path in alone.rglob("*")} == before
+
+
+def test_processes_agree_on_results_and_errors(failed):
+    (main, other), _ = failed
+    full, broken = ["OSError", "[Errno 28] full"], ["ValueError", "broken"]
+    agreed = {
+        "decided": 5,
+        "mean": 1.5,
+        "main failed to decide": full,
+        "main failed to make": broken,
+        "main failed": broken,
+        "the other failed": full,
+        "nobody failed": None,
+    }
+    # What only one of them can hold reaches the main process in words.
+    assert main == agreed | {
+        "made by each": 0,
+        "the other failed in its own way": ["TrainingError", "Unsendable: own way"],
+    }
+    assert other == agreed | {"made by each": 1, "the other failed in its own way": ["Unsendable", "own way"]}
 
 
 @pytest.fixture
@@ -136,7 +168,9 @@ def test_every_sample_of_a_step_counts_the_same(as_rank, count, total):
 def test_a_batch_that_cannot_be_shared_is_an_error(as_rank):
     as_rank(0, 3)
     assert processes.batch_of_each(12) == 4
-    with pytest.raises(TrainingError, match=r"^3 processes cannot share a batch of 16 samples evenly; choose a --batch"):
+    with pytest.raises(
+        TrainingError, match=r"^3 processes cannot share a batch of 16 samples evenly; choose a --batch"
+    ):
         processes.batch_of_each(16)
 
 
@@ -177,7 +211,7 @@ def test_killed_processes_end_all_and_the_same_command_goes_on_with_the_same_bit
         {"victim": 0, "point": "in a checkpoint", "number": 2},
         # It writes its random state alone.
         {"victim": 1, "point": "in a checkpoint", "number": 1},
-        {"victim": 0, "point": "before the marker", "number": 3},
+        {"victim": 0, "point": "before the marker", "number": 2},
     ]
     for kill in kills:
         assert _killed(output, **kill).returncode != 0
@@ -187,6 +221,6 @@ def test_killed_processes_end_all_and_the_same_command_goes_on_with_the_same_bit
     assert done.returncode == 0, done.stderr
     assert (output / folder / "model.safetensors").read_bytes() == (whole / folder / "model.safetensors").read_bytes()
     assert _result(output, folder)["loss_curve"] == _result(whole, folder)["loss_curve"]
-    assert _result(output, folder)["resumed_at_steps"]
+    assert _result(output, folder)["resumed_at_steps"] == [4, 8, 12]
     assert not Output(output).unfinished(folder).exists()
     assert {path.name for path in output.iterdir()} == {*PUBLISHED, folder}
