@@ -290,6 +290,7 @@ def train(
             overwrite=overwrite,
         )
         report = _trained(config)
+        processes.leave()
         if processes.heard():
             _show_run(report)
 

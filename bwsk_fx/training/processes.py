@@ -70,6 +70,11 @@ def wait() -> None:
     _state().wait_for_everyone()
 
 
+def leave() -> None:
+    """Ends the exchange with the others; a process that ends without it is reported by NCCL."""
+    _state().destroy_process_group()
+
+
 def mean(value: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over the processes; without others the tensor itself."""
     from accelerate.utils import reduce
