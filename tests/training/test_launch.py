@@ -27,7 +27,7 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 OPTIONS = {"epochs": 2, "train_limit": 70, "batch_size": 16}
 
 
-def _launch(launcher: list[str], *arguments: object, timeout: int = 120) -> subprocess.CompletedProcess:
+def _launch(launcher: list[str], *arguments: object, timeout: int = 300) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
     command = [sys.executable, *launcher, *map(str, arguments)]
     return subprocess.run(
