@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import typer
@@ -33,7 +33,9 @@ def errors_as_lines() -> Iterator[None]:
 @contextmanager
 def status(label: str) -> Iterator[None]:
     """Shows on stderr what goes on during the block, where stderr is a terminal."""
-    with make_console(stderr=True).status(label):
+    from bwsk_fx.training.processes import heard
+
+    with make_console(stderr=True).status(label) if heard() else nullcontext():
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -288,10 +288,25 @@ class _RegionFunction(torch.autograd.Function):
         residuals += (layout.applied_to(tangent) for layout, tangent in zip(program.tangents, tangents, strict=True))
         del gradients, tangents
         with private.without_autocast():
-            found = program.run_backward(residuals)
+            found = _apart(program.run_backward(residuals))
         # Eager execution leaves a parameter alone that no used output depends on; optimizers tell None from zero.
         reads = zip(found, program.reads, strict=True)
         return None, None, *(None if read and read.isdisjoint(present) else gradient for gradient, read in reads)
+
+
+def _apart(gradients: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    """Give each gradient a storage of its own.
+
+    With a batch of one, sums over the batch are views, and autograd makes such gradients the parameters' own: what then
+    changes one in place, as clipping and the averages of `DistributedDataParallel` do, would change another as well.
+    """
+    met = set()
+    for gradient in gradients:
+        if gradient is not None:
+            storage = gradient.untyped_storage()._cdata
+            gradient = gradient.clone() if storage in met else gradient
+            met.add(storage)
+        yield gradient
 
 
 def kind_of(tensor: Tensor) -> Hashable:

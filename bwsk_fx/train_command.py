@@ -222,7 +222,9 @@ def train(
 
     Example: [b]bwsk-fx train --modes conventional,reversible --budget 0.1[/b]
     """
-    with errors_as_lines():
+    from bwsk_fx.training import processes
+
+    with errors_as_lines(), processes.main_heard_first():
         from bwsk_fx.training.config import Experiment, Mode, Precision, RecipeOptions, ReversibleOptions, RunConfig
 
         run = RunConfig(
@@ -244,7 +246,10 @@ def train(
             train_limit=train_limit,
             overwrite=overwrite,
         )
-        _show_run(_trained(run))
+        report = _trained(run)
+        processes.leave()
+        if processes.heard():
+            _show_run(report)
 
 
 def _settings(context: typer.Context, flags: list[str]) -> dict[str, Any]:

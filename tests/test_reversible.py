@@ -823,3 +823,11 @@ def test_batch_norm_switched_to_train_mode_after_fusing_is_refused(x):
     with pytest.raises(BwskError, match=r"region whole cannot be traced"):
         fused(x)
     assert torch.equal(model[1].running_mean, before)
+
+
+def test_parameters_never_share_a_gradient(make_vit, make_images):
+    # With one image the gradient of the position embeddings is that of the hidden states, and the class token's a part.
+    model = bwsk_fx.apply(make_vit(num_hidden_layers=1), mode="reversible")
+    model(**make_images(1)).loss.backward()
+    storages = [parameter.grad.untyped_storage()._cdata for parameter in model.parameters()]
+    assert len(storages) == len(set(storages)) > 10

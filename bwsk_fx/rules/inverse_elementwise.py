@@ -43,7 +43,7 @@ def sum_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
     if _same_values(node, right):
         tails = (node, left) if plus else (left, node)
         undo_right = _difference_over(alpha)
-        yield Inverse(right, tails, undo_right, False, rule="sum", magnifies=abs(alpha) < 1)  # type: ignore[arg-type]
+        yield Inverse(right, tails, undo_right, False, rule="sum", magnifies=_shrinks(alpha))  # type: ignore[arg-type]
 
 
 @inverts(aten.rsub.Scalar, aten.rsub.Tensor)
@@ -77,7 +77,7 @@ def product_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Inverse
     if isinstance(factor, fx.Node):
         yield from rms_norm_inverse(node, witnesses)
     elif _same_values(node, operand) and _scales(factor, node):
-        yield _rescaled(operand, (node,), calls(aten.div.Tensor, factor), abs(factor) < 1)  # type: ignore[arg-type]
+        yield _rescaled(operand, (node,), calls(aten.div.Tensor, factor), _shrinks(factor))  # type: ignore[arg-type]
 
 
 @inverts(aten.div.Tensor, aten.div.Scalar)
@@ -90,7 +90,7 @@ def quotient_inverse(node: fx.Node, _: WitnessWriter) -> Iterator[Inverse]:
         if divisor.meta["val"].dtype == node.meta["val"].dtype:
             yield _rescaled(operand, (node, divisor), calls(aten.mul.Tensor), True)  # type: ignore[arg-type]
     elif _scales(divisor, node):
-        yield _rescaled(operand, (node,), calls(aten.mul.Tensor, divisor), abs(divisor) > 1)  # type: ignore[arg-type]
+        yield _rescaled(operand, (node,), calls(aten.mul.Tensor, divisor), not _shrinks(divisor))  # type: ignore[arg-type]
 
 
 @inverts(aten._to_copy.default)
@@ -152,6 +152,10 @@ def _scales(factor: Any, node: fx.Node) -> bool:
     """Whether a product with, or a quotient by, a number neither flushes ordinary values to zero nor overflows."""
     tiny = torch.finfo(node.meta["val"].dtype).tiny
     return isinstance(factor, (int, float)) and tiny <= abs(factor) <= 1 / tiny
+
+
+def _shrinks(factor: Any) -> bool:
+    return abs(factor) < 1
 
 
 def _difference_over(alpha: Any) -> Emit:

@@ -93,7 +93,7 @@ def rms_norm_inverse(node: fx.Node, witnesses: WitnessWriter) -> Iterator[Invers
     if (value.shape, value.dtype) != (wide.shape, wide.dtype) or rstd is operand:
         return
     xhat, back = _kept(node, operand, node, witnesses), calls(unscale, wide.dtype)
-    yield Inverse(operand, (xhat, rstd), back, False, rule="RMSNorm input from x̂", magnifies=True)
+    yield Inverse(operand, (xhat, rstd), back, False, rule="RMSNorm input from x̂", magnifies=True)  # type: ignore[arg-type]
     if xhat is not node:
         cast = calls(aten._to_copy.default, dtype=value.dtype)
         yield Inverse(node, (xhat,), cast, False, rule="RMSNorm x̂ from its half")

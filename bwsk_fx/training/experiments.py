@@ -16,11 +16,16 @@ from transformers import default_data_collator, set_seed
 
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.measure import StepMemory, measure
-from bwsk_fx.training import card, models, modes, plots, run_file
+from bwsk_fx.training import card, models, modes, plots, processes, run_file
 from bwsk_fx.training.augment import random_crop_and_flip
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
-from bwsk_fx.training.faults import image_size_explained, images_explained, memory_explained
+from bwsk_fx.training.faults import (
+    image_size_explained,
+    images_explained,
+    memory_explained,
+    unused_parameters_explained,
+)
 from bwsk_fx.training.output import (
     ALL_VARIANTS,
     PRETRAINED,
@@ -60,6 +65,9 @@ class RunReport:
 def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     """Trains every requested variant that the output folder does not hold yet.
 
+    Under a launcher every process calls this with the same configuration; they share each batch, and the main one
+    writes.
+
     Args:
         config: what to train.
         reporter: hears about progress; nothing is shown without one.
@@ -70,11 +78,9 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     """
     config.validate()
     precision = resolve_precision(config.precision)
+    processes.require_supported(precision.value)
     output = Output(config.output)
-    output.require_usable()
-    identities = {variant.folder: config.identity(variant, precision) for variant in ALL_VARIANTS}
-    require_same_configuration(output, config, identities)
-    pending = [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
+    pending = processes.decided(partial(_pending, config, precision, output))
     if pending:
         # Started before the output folder is made: a run that cannot start leaves nothing.
         session = _started(config, precision, output, reporter or SilentReporter(), pending)
@@ -83,14 +89,25 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
                 session.train_variant(variant)
     # Opened here too, so that what a killed run left is swept up when nothing remains to be trained.
     with output.opened():
-        _summarize(output, config)
-    return RunReport(config.output, output.results(), tuple(variant.folder for variant in pending))
+        results = processes.decided(partial(_summarize, output, config))
+    return RunReport(config.output, results, tuple(variant.folder for variant in pending))
+
+
+def _pending(config: RunConfig, precision: Precision, output: Output) -> list[Variant]:
+    """The variants to train, in a folder that can take them."""
+    output.require_usable()
+    identities = {variant.folder: config.identity(variant, precision) for variant in ALL_VARIANTS}
+    require_same_configuration(output, config, identities)
+    return [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
 
 
 def _started(
     config: RunConfig, precision: Precision, output: Output, reporter: Reporter, pending: list[Variant]
 ) -> _Session:
-    session = _Session(config, precision, output, reporter, read_material(config, reporter))
+    for recipe in (*map(config.recipe, config.experiments), *([config.pretraining_recipe()] if config.small else [])):
+        processes.batch_of_each(recipe.batch_size)
+    material = processes.main_first(partial(read_material, config, reporter))
+    session = _Session(config, precision, output, reporter, material)
     session.require_resumable(pending)
     return session
 
@@ -112,7 +129,7 @@ def _threads(config: RunConfig) -> Iterator[None]:
 
 def resolve_precision(precision: Precision) -> Precision:
     """What `auto` means here; raises a TrainingError for a format that the device does not train in."""
-    on_cuda = torch.cuda.is_available()
+    on_cuda = processes.device().type == "cuda"
     if precision is Precision.AUTO:
         return Precision(published()["cuda_precision"]) if on_cuda else Precision.FP32
     if precision is Precision.FP16 and not on_cuda:
@@ -170,14 +187,15 @@ class _Session:
         recipe = self.config.recipe(variant.experiment)
         set_seed(self.config.seed)
         with self._explained(variant.folder, variant.mode, recipe):
-            model = load(source, self.material.splits.labels).to(_device()).train()
+            model = processes.main_first(partial(load, source, self.material.splits.labels))
+            model.to(processes.device()).train()
             prepared = self._prepare(model, variant, recipe)
             preparation = time.perf_counter() - began
             outcome = run(self._task(model, recipe, variant.folder), bar, checkpoints, start)
         wall_time = outcome.earlier_time_s + time.perf_counter() - began
         self._finish(variant, model, outcome, Measured(*prepared, preparation, wall_time))
         checkpoints.discard()
-        _summarize(self.output, self.config)
+        processes.decided(partial(_summarize, self.output, self.config))
 
     def _finish(self, variant: Variant, model: Any, outcome: Outcome, measured: Measured) -> None:
         slug = self.config.model_name(Experiment.SCRATCH)
@@ -192,6 +210,7 @@ class _Session:
             memory_explained(name, mode, self.config.plan.budget, recipe.batch_size),
             # Large data sets are decoded while they are trained on.
             images_explained(self.config.data, (splits.train, splits.validation, splits.test)),
+            unused_parameters_explained(name),
         ):
             yield
 
@@ -207,8 +226,11 @@ class _Session:
             "classes": len(splits.labels),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "device": _device().type,
+            "device": processes.device().type,
         }
+        if processes.count() > 1:
+            # Another number of processes rounds sums over a batch in another way.
+            circumstances["processes"] = processes.count()
         return Checkpoints(folder, self.output.unfinished(folder), identity | circumstances)
 
     def _resumed(self, checkpoints: Checkpoints) -> Checkpoint | None:
@@ -230,8 +252,9 @@ class _Session:
     def _prepare(self, model: Any, variant: Variant, recipe: Recipe) -> tuple[StepMemory, modes.Ratios, modes.Ratios]:
         """Puts the mode into place, measures a step in it, and makes sure that it was that mode's step."""
         modes.put_into(model, variant.mode, self.config.plan)
-        samples = [self.material.train[index] for index in range(min(recipe.batch_size, len(self.material.train)))]
-        batch = {key: value.to(_device()) for key, value in default_data_collator(samples).items()}
+        size = min(processes.batch_of_each(recipe.batch_size), len(self.material.train))
+        samples = [self.material.train[index] for index in range(size)]
+        batch = {key: value.to(processes.device()) for key, value in default_data_collator(samples).items()}
         with image_size_explained(variant.folder, batch["pixel_values"].shape[-2:], model.config):
             memory = measure(model, batch, AUTOCAST_DTYPES.get(self.precision))
         modes.require_effect(model, variant.mode)
@@ -254,7 +277,7 @@ class _Session:
     def _checkpoint(self) -> Path:
         """The checkpoint that knows the digits 0 to 4, trained in the conventional mode unless it is there."""
         folder, identity = self.output.root / PRETRAINED, self._pretraining_identity()
-        found = read_json(folder / PRETRAINING_FILE)
+        found = processes.decided(partial(read_json, folder / PRETRAINING_FILE))
         if found is None or self.config.overwrite:
             self._pretrain(identity)
         elif differing := differences(found["configuration"], identity):
@@ -284,6 +307,9 @@ class _Session:
         return identity | vars(self.config.pretraining_recipe()) | {"model": TINY_VIT, "experiment": "pretrain"}
 
     def _publish(self, folder: str, model: Any, result_file: str, result: dict[str, Any]) -> None:
+        processes.decided(partial(self._write_folder, folder, model, result_file, result))
+
+    def _write_folder(self, folder: str, model: Any, result_file: str, result: dict[str, Any]) -> None:
         with self.output.staged(folder) as stage:
             model.save_pretrained(stage)
             self.material.processor.save_pretrained(stage)
@@ -308,8 +334,8 @@ def _resumption(outcome: Outcome) -> dict[str, Any]:
     return {"resumed_at_steps": list(outcome.resumed_at), "earlier_time_s": outcome.earlier_time_s}
 
 
-def _summarize(output: Output, config: RunConfig) -> None:
-    """Writes the files that speak of all finished variants."""
+def _summarize(output: Output, config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Writes the files that speak of all finished variants, and gives their results."""
     results = output.results()
     figures = {folder: _without_curves(result) for folder, result in results.items()}
     output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": figures}))
@@ -317,6 +343,7 @@ def _summarize(output: Output, config: RunConfig) -> None:
     for name, draw in plots.PLOTS.items():
         output.write(name, partial(draw, results))
     output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))
+    return results
 
 
 def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
@@ -325,7 +352,3 @@ def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
 
 def _architecture(config: RunConfig) -> str:
     return TINY_VIT if config.small else config.model or published()["model"]
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

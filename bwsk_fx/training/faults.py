@@ -97,6 +97,24 @@ def memory_explained(name: str, mode: Mode, budget: float, batch_size: int) -> I
         ) from error
 
 
+@contextmanager
+def unused_parameters_explained(name: str) -> Iterator[None]:
+    """Turns DistributedDataParallel's complaint about parameters without gradients into a TrainingError.
+
+    Args:
+        name: of the training.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Expected to have finished reduction" not in str(error):
+            raise
+        raise TrainingError(
+            f"{name}: some parameters of the model take no part in its loss, which several processes cannot train; "
+            "train it with one process"
+        ) from error
+
+
 def _out_of_memory(error: BaseException) -> bool:
     # PyTorch has a class of its own for devices only.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bwsk_fx.errors import TrainingError
+from bwsk_fx.training import processes
 from bwsk_fx.training.config import Experiment, Mode, RunConfig, Variant
 from bwsk_fx.training.faults import disk_error
 from bwsk_fx.training.trainer_options import LOGS
@@ -61,17 +62,16 @@ class Output:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Makes the folder for the block, and removes it again when the block leaves nothing in it."""
-        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-        except OSError as error:
-            raise _unwritable(self.root, error) from error
+        """Makes the folder for the block, and removes it again when the block leaves nothing in it.
+
+        Every process enters the block; the main one does the work.
+        """
+        made = processes.decided(self._make)
         try:
             yield
         finally:
-            _remove_empty(made)
+            if processes.is_main():
+                _remove_empty(made)
 
     @contextmanager
     def staged(self, folder: str) -> Iterator[Path]:
@@ -101,6 +101,16 @@ class Output:
             raise _unwritable(self.root / name, error) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _make(self) -> list[Path]:
+        """Makes the folder, sweeps it, and gives the folders that were not there before."""
+        made = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            raise _unwritable(self.root, error) from error
+        return made
 
     def _sweep(self) -> None:
         """Removes what a killed run left behind, but for the checkpoints of what is not finished."""

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bwsk_fx.training import processes
+
 
 class Bar(Protocol):
     """The progress of one training."""
@@ -172,7 +174,13 @@ class LineReporter:
 
 @contextmanager
 def on_console(console: Console) -> Iterator[Reporter]:
-    """A reporter for a console: bars while the block runs on a terminal, lines elsewhere."""
+    """A reporter for a console: bars while the block runs on a terminal, lines elsewhere.
+
+    Of several processes only the main one shows anything.
+    """
+    if not processes.heard():
+        yield SilentReporter()
+        return
     if not console.is_terminal:
         yield LineReporter(console)
         return

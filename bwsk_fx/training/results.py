@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from bwsk_fx.measure import StepMemory
+from bwsk_fx.training import processes
 from bwsk_fx.training.config import Variant
 from bwsk_fx.training.modes import Ratios
 from bwsk_fx.training.trainer import Outcome
@@ -133,14 +134,15 @@ def variant_result(
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the device's name."""
-    on_cuda = torch.cuda.is_available()
+    """Versions, the device's name, and how many processes trained; memory and step time are those of one of them."""
+    on_cuda = processes.device().type == "cuda"
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if on_cuda else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
     }
 
 

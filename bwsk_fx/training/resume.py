@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bwsk_fx.errors import TrainingError
+from bwsk_fx.training import processes
 from bwsk_fx.training.faults import disk_error, is_disk_error
 from bwsk_fx.training.output import differences
 
@@ -26,6 +28,8 @@ KEPT = 2
 # Of the time; what a kill costs at most is then about 20 times what a checkpoint takes, or one evaluation to the next.
 SAVING_SHARE = 0.05
 
+# What a checkpoint that says nothing of processes was written by.
+_ALONE = {"processes": 1}
 _PREFIX = "checkpoint-"
 _log = logging.getLogger(__name__)
 
@@ -92,9 +96,12 @@ class Checkpoints:
 
     def require_same_identity(self) -> None:
         """Raises a TrainingError when there is unfinished work that this training cannot go on with."""
+        processes.decided(self._require_same_identity)
+
+    def _require_same_identity(self) -> None:
         for checkpoint in self._sealed():
             there = checkpoint.identity()
-            differing = [] if there is None else differences(there, self.identity)
+            differing = [] if there is None else differences(_ALONE | there, _ALONE | self.identity)
             if differing:
                 raise TrainingError(
                     f"'{self.folder.parent}' holds an unfinished {self.name} of another configuration "
@@ -103,6 +110,9 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; removes those after it."""
+        return processes.decided(self._newest)
+
+    def _newest(self) -> Checkpoint | None:
         for checkpoint in reversed(self._all()):
             if checkpoint.marker.exists():
                 damage = checkpoint.damage()
@@ -114,36 +124,40 @@ class Checkpoints:
 
     @contextmanager
     def saving(self, step: int) -> Iterator[Path]:
-        """A folder to fill with a checkpoint; it is whole when the block ends well, and gone otherwise."""
+        """A folder to fill with a checkpoint; it is whole when the block ends well, and gone otherwise.
+
+        Every process fills it with what is its own, and the marker comes when all have done so.
+        """
         checkpoint = Checkpoint(self.folder / f"{_PREFIX}{step}", step)
-        shutil.rmtree(checkpoint.folder, ignore_errors=True)
         try:
-            checkpoint.folder.mkdir(parents=True)
-            yield checkpoint.folder
-            checkpoint.seal(self.identity)
+            processes.decided(partial(_make_anew, checkpoint.folder))
+            with processes.together():
+                yield checkpoint.folder
+            processes.decided(partial(checkpoint.seal, self.identity))
         except Exception as error:
             failure = self._unwritable(error) if is_disk_error(error) else None
-            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+            if processes.is_main():
+                shutil.rmtree(checkpoint.folder, ignore_errors=True)
             if failure is None:
                 raise
             raise failure from error
-        self._forget_old()
+        processes.decided(self._forget_old)
 
     def discard(self) -> None:
         """Removes all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        processes.decided(partial(shutil.rmtree, self.folder, ignore_errors=True))
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
         """The folder for the block, which is gone afterwards when no checkpoint is in it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            processes.decided(partial(self.folder.mkdir, parents=True, exist_ok=True))
         except OSError as error:
             raise self._unwritable(error) from error
         try:
             yield self.folder
         finally:
-            if not any(self.folder.iterdir()):
+            if processes.is_main() and not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
     def _all(self) -> list[Checkpoint]:
@@ -183,6 +197,11 @@ class Pace:
     def saved(self, began: float, ended: float) -> None:
         """Takes note of how long one took."""
         self._took, self._ended = ended - began, ended
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _digest(path: Path) -> str:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from bwsk_fx.errors import TrainingError
+from bwsk_fx.training import processes
 from bwsk_fx.training.config import Precision, Recipe
 from bwsk_fx.training.faults import require_finite
 from bwsk_fx.training.progress import Bar
@@ -75,7 +76,7 @@ class Outcome:
     """What a training gave.
 
     Attributes:
-        losses: training loss of every step.
+        losses: training loss of every step, over its whole batch.
         accuracies: (step, validation accuracy) of every evaluation.
         test_accuracy: of the best weights, which the model carries afterwards.
         epochs: completed epochs, the last one possibly in part.
@@ -116,6 +117,7 @@ class _Watch(TrainerCallback):
     name: str
     precision: Precision
     latest: torch.Tensor | None = None
+    batches: int = 0
     losses: list[float] = field(default_factory=list)
     accuracies: list[tuple[int, float]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -136,6 +138,7 @@ class _Watch(TrainerCallback):
     def add(self, loss: torch.Tensor) -> None:
         """Takes the loss of a batch, or its share where several batches make a step."""
         self.latest = loss if self.latest is None else self.latest + loss
+        self.batches += 1
 
     def save(self, folder: Path) -> None:
         """Adds what has been written down to a checkpoint."""
@@ -162,7 +165,7 @@ class _Watch(TrainerCallback):
         self.times.append(time.perf_counter() - self._began)
         assert self.latest is not None
         self.losses.append(float(self.latest))
-        self.latest = None
+        self.latest, self.batches = None, 0
         require_finite(self.name, self.losses, self.precision)
         self.bar.advance(loss=self.losses[-1])
 
@@ -230,37 +233,60 @@ class _WatchedTrainer(Trainer):
     ) -> None:
         super().__init__(callbacks=[watch, keeper], **kwargs)
         self.watch, self.keeper, self._checkpoints, self._pace = watch, keeper, checkpoints, Pace()
-        self._augment = augment
+        self._augment, self._weight = augment, 1.0
         # Otherwise the number of samples in the batch would become one more input of the model, for a loss that
         # is the same mean either way.
         self.model_accepts_loss_kwargs = False
         for chatter in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatter)
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        inputs = self._own(inputs)
         # Here and not where samples are read: the random numbers are then those of this process, which checkpoints
         # hold, and each epoch has images of its own.
         if self._augment is not None:
             inputs = {**inputs, "pixel_values": self._augment(inputs["pixel_values"])}
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self.watch.add(loss.detach())
+        self.watch.add(processes.mean(loss.detach()))
         return loss
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        return found * self._weight if model.training and self._weight != 1 else found
+
+    def _own(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """This process's part of a step, without the samples that fill up the last batch of an epoch.
+
+        Accelerate gives each process a batch of the same size and takes from the epoch's beginning what lacks.
+        """
+        if processes.count() == 1:
+            return inputs
+        samples, size = len(self.train_dataset), self.args.train_batch_size * self.args.world_size
+        batches, in_step = math.ceil(samples / size), self.args.gradient_accumulation_steps
+        place = self.state.global_step % math.ceil(batches / in_step) * in_step + self.watch.batches
+        share = processes.share(min(size, samples - place * size), size)
+        self._weight = share.weight
+        return {name: value[: share.samples] for name, value in inputs.items()}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         began = time.perf_counter()
         # A training that is over is tested and published at once; from a checkpoint it would take one step more.
-        if self._checkpoints is None or self.control.should_training_stop or not self._pace.due(began):
+        if self._checkpoints is None or self.control.should_training_stop:
+            return
+        if not processes.decided(lambda: self._pace.due(began)):
             return
         with self._checkpoints.saving(self.state.global_step) as folder:
             super()._save_checkpoint(model, trial)
-            self.watch.save(folder)
-            self.keeper.save(folder)
+            if self.args.should_save:
+                self.watch.save(folder)
+                self.keeper.save(folder)
         self._pace.saved(began, time.perf_counter())
 
     # Trainer saves weights under the names of the Hub and loads those that have the names of the modules.
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        save_model(self.model, str(Path(output_dir or self.args.output_dir) / WEIGHTS_FILE))
+        if self.args.should_save:
+            save_model(self.model, str(Path(output_dir or self.args.output_dir) / WEIGHTS_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.model if model is None else model, Path(resume_from_checkpoint) / WEIGHTS_FILE)
@@ -311,8 +337,9 @@ def _folder(checkpoints: Checkpoints | None) -> Iterator[Path]:
 
 
 def _train(task: Task, trainer: _WatchedTrainer, start: Checkpoint | None) -> None:
-    # What capturing and measuring drew must not shift the random numbers of the modes against each other.
-    set_seed(task.seed)
+    # What capturing and measuring drew must not shift the random numbers of the modes against each other. Processes
+    # draw different ones, as the samples of one batch do; the order of the data has a generator of its own.
+    set_seed(task.seed + processes.rank())
     trainer.watch.start()
     if start is None:
         trainer.train()
@@ -328,13 +355,16 @@ def _train(task: Task, trainer: _WatchedTrainer, start: Checkpoint | None) -> No
 
 
 def _trainer(task: Task, watch: _Watch, folder: Path, checkpoints: Checkpoints | None) -> _WatchedTrainer:
+    arguments = _arguments(task, folder, save_strategy="no" if checkpoints is None else "steps")
+    # One process that sees several GPUs would train on all of them, with as many times the batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = _WatchedTrainer(
         watch,
         _KeepBest(task.recipe.patience),
         checkpoints,
         task.augment,
         model=task.model,
-        args=_arguments(task, folder, save_strategy="no" if checkpoints is None else "steps"),
+        args=arguments,
         train_dataset=task.train,
         eval_dataset=task.validation,
         compute_metrics=_accuracy,
@@ -350,15 +380,16 @@ def _arguments(task: Task, folder: Path, save_strategy: str) -> TrainingArgument
     own = {
         "output_dir": str(folder),
         "num_train_epochs": recipe.epochs,
-        "per_device_train_batch_size": recipe.batch_size,
-        "per_device_eval_batch_size": 4 * recipe.batch_size,
+        "per_device_train_batch_size": processes.batch_of_each(recipe.batch_size),
+        "per_device_eval_batch_size": 4 * processes.batch_of_each(recipe.batch_size),
+        "ddp_find_unused_parameters": False,
         "learning_rate": recipe.learning_rate,
         "weight_decay": recipe.weight_decay,
         "lr_scheduler_type": recipe.schedule,
         "warmup_steps": round(recipe.warmup_fraction * steps * recipe.epochs),
         "max_grad_norm": recipe.max_grad_norm,
         "optim": "adamw_torch",
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": processes.device().type == "cpu",
         "bf16": task.precision is Precision.BF16,
         "fp16": task.precision is Precision.FP16,
         "seed": task.seed,
@@ -370,7 +401,7 @@ def _arguments(task: Task, folder: Path, save_strategy: str) -> TrainingArgument
         "logging_strategy": "steps" if logged(task.settings) else "no",
         "remove_unused_columns": False,
         "label_names": ["labels"],
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": processes.device().type == "cuda",
         "disable_tqdm": True,
         "report_to": "none",
     }

@@ -60,7 +60,7 @@ _INSTEAD: dict[str, tuple[str, ...]] = {
         "hub_always_push",
         "hub_revision",
     ),
-    "a run trains in one process, on CUDA where there is any; set CUDA_VISIBLE_DEVICES to choose": (
+    "processes and devices are the launcher's to choose, torchrun's or accelerate's; CUDA_VISIBLE_DEVICES hides some": (
         "use_cpu",
         "local_rank",
         "fsdp",

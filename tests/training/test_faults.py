@@ -305,6 +305,13 @@ def test_memory_that_runs_out_on_a_cpu_is_recognised():
         raise RuntimeError("other")
 
 
+def test_parameters_without_gradients_need_one_process(at_step, tmp_path):
+    at_step(2, _raise(RuntimeError("Expected to have finished reduction in the prior iteration before starting")))
+    with pytest.raises(TrainingError, match=f"^{FOLDER}: some parameters of the model take no part in its loss, which"):
+        _quietly(_scratch(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def pictures(tmp_path):
     for index in range(40):

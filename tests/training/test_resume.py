@@ -282,3 +282,16 @@ def test_a_checkpoint_holds_the_best_weights_and_the_patience(tmp_path):
     assert control.should_training_stop
     resumed.on_train_end(None, None, control, model=model)
     assert torch.equal(model.weight, best)
+
+
+def test_another_number_of_processes_is_another_configuration(tmp_path):
+    alone, two = _checkpoints(tmp_path / "alone"), _checkpoints(tmp_path / "two", processes=2)
+    _fill(alone, 2)
+    _fill(two, 2)
+    # Checkpoints of one process do not say so.
+    _checkpoints(tmp_path / "alone", processes=1).require_same_identity()
+    two.require_same_identity()
+    with pytest.raises(TrainingError, match=r"\(processes is 1, not 2\)"):
+        _checkpoints(tmp_path / "alone", processes=2).require_same_identity()
+    with pytest.raises(TrainingError, match=r"\(processes is 2, not 1\)"):
+        _checkpoints(tmp_path / "two").require_same_identity()

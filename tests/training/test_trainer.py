@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bwsk_fx.training import models
+from bwsk_fx.training import models, trainer
 from bwsk_fx.training.augment import random_crop_and_flip
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, ReversibleOptions, RunConfig
 from bwsk_fx.training.data import as_tensors, load_splits
@@ -52,6 +52,20 @@ def test_an_epoch_is_trained_step_by_step(splits):
     assert sum(outcome.losses[-10:]) < sum(outcome.losses[:10])
     assert (outcome.epochs, outcome.early_stopped, outcome.nan_count) == (1.0, False, 0)
     assert 0 < outcome.step_time_s < outcome.train_time_s
+
+
+def test_a_process_that_sees_two_gpus_uses_one(splits, monkeypatch):
+    arguments_of = trainer._arguments
+
+    def with_two_gpus(*args, **kwargs):
+        arguments = arguments_of(*args, **kwargs)
+        arguments._n_gpu = 2
+        return arguments
+
+    monkeypatch.setattr(trainer, "_arguments", with_two_gpus)
+    labels, (train, *rest) = splits
+    _, outcome = _train((labels, (train[:40], *rest)))
+    assert len(outcome.losses) == 5
 
 
 def test_the_best_weights_come_back(splits, monkeypatch):
