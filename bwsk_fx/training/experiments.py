@@ -310,7 +310,7 @@ def _summarize(output: Output) -> None:
 
 
 def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if not key.endswith("_curve")}
+    return {key: value for key, value in result.items() if not key.endswith(("_curve", "_timeline"))}
 
 
 def _architecture(config: RunConfig) -> str:
