@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -304,8 +304,8 @@ def _summarize(output: Output) -> None:
     results = output.results()
     figures = {folder: _without_curves(result) for folder, result in results.items()}
     output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": figures}))
-    for name, draw in plots.PLOTS.items():
-        output.write(name, partial(draw, results))
+    for name, fill in plots.pictures({name: draw(results) for name, draw in plots.PLOTS.items()}):
+        output.write(name, fill)
     output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))
 
 

@@ -36,6 +36,7 @@ PUBLISHED_KEYS = [
     "erasure_budget",
     "parallelism_ratio",
 ]
+PICTURES = {f"{name}.{suffix}" for name in ("loss", "accuracy", "memory", "timeline") for suffix in ("png", "svg")}
 CURVES = {"loss_curve", "accuracy_curve", "memory_timeline"}
 SCRATCH = {"experiments": (Experiment.SCRATCH,), "modes": (Mode.CONVENTIONAL,)}
 
@@ -50,7 +51,7 @@ def test_the_layout_is_the_published_one(six_variants):
             "training_results.json",
         }
     top = {path.name for path in six_variants.output.iterdir()} - set(FOLDERS)
-    assert top == {"README.md", "results.json", "loss.png", "accuracy.png", "memory.png", "pretrained"}
+    assert top == {"README.md", "results.json", "pretrained", *PICTURES}
 
 
 def test_results_have_the_published_keys_first(six_variants):
@@ -167,7 +168,7 @@ def test_a_failing_variant_leaves_the_finished_ones_only(make_tiny, tmp_path, mo
     with pytest.raises(RuntimeError):
         train(config)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"scratch-conventional", "README.md", "results.json", "loss.png", "accuracy.png", "memory.png"}
+    assert names == {"scratch-conventional", "README.md", "results.json", *PICTURES}
 
 
 def test_a_mode_that_takes_no_effect_is_an_error(make_tiny, tmp_path, monkeypatch):
