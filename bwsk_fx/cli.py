@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -250,6 +250,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(show_default="per experiment", help="At most this many.")] = None,
     batch_size: Annotated[int | None, typer.Option(show_default="per experiment", help="Samples per step.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data order and splits; the same for all modes.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Train this many seeds, each in a folder of its own, and compare.")] = 1,
     precision: Annotated[
         PrecisionChoice,
         typer.Option(
@@ -283,6 +284,7 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
+            seeds=seeds,
             precision=Precision(precision.value),
             train_limit=train_limit,
             overwrite=overwrite,
@@ -315,8 +317,17 @@ def _show_run(report: RunReport) -> None:
     skipped = [folder for folder in report.results if folder not in report.trained]
     if skipped:
         console.print(f"[dim]already there: {', '.join(skipped)}[/dim]")
-    console.print(_comparison(report, console), "")
+    for table in _tables(report, console):
+        console.print(table, "")
     console.print(f"Models, plots and model card: [b]{report.output}[/b]", soft_wrap=True)
+
+
+def _tables(report: RunReport, console: Console) -> Iterable[Table]:
+    if report.comparison is None:
+        return [_comparison(report, console)]
+    from bwsk_fx.training.seed_tables import comparison_tables
+
+    return comparison_tables(report.comparison, console.width)
 
 
 def _comparison(report: RunReport, console: Console) -> Table:

@@ -109,6 +109,7 @@ class RunConfig:
         epochs: overrides the recipe's number of epochs.
         batch_size: overrides the recipe's batch size.
         seed: of initial weights, data order and splits.
+        seeds: how many seeds to train and compare, from `seed` upwards; more than one gives each its own folder.
         precision: `auto` means fp16 autocast on CUDA, as published, and fp32 on a CPU.
         train_limit: train on at most this many samples.
         overwrite: train the variants again that are there already.
@@ -123,6 +124,7 @@ class RunConfig:
     epochs: int | None = None
     batch_size: int | None = None
     seed: int = 0
+    seeds: int = 1
     precision: Precision = Precision.AUTO
     train_limit: int | None = None
     overwrite: bool = False
@@ -177,7 +179,12 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raises a TrainingError for values that no run can use."""
-        positive = {"--epochs": self.epochs, "--batch-size": self.batch_size, "--train-limit": self.train_limit}
+        positive = {
+            "--epochs": self.epochs,
+            "--batch-size": self.batch_size,
+            "--train-limit": self.train_limit,
+            "--seeds": self.seeds,
+        }
         for option, value in positive.items():
             if value is not None and value < 1:
                 raise TrainingError(f"{option} must be at least 1, not {value}")

@@ -16,7 +16,8 @@ from transformers import default_data_collator, set_seed
 
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.measure import StepMemory, measure
-from bwsk_fx.training import card, models, modes, plots
+from bwsk_fx.training import card, models, modes, plots, seeds
+from bwsk_fx.training.comparison import Comparison
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
 from bwsk_fx.training.faults import image_size_explained, images_explained, memory_explained
@@ -29,6 +30,7 @@ from bwsk_fx.training.output import (
     differences,
     read_json,
     require_same_configuration,
+    without_curves,
     write_json,
 )
 from bwsk_fx.training.progress import Bar, Reporter, SilentReporter
@@ -47,17 +49,23 @@ class RunReport:
 
     Attributes:
         output: the folder.
-        results: the contents of every `training_results.json` in it, by folder.
+        results: the contents of every `training_results.json` in it, by folder; with several seeds of those trained
+            or found by this run, under names such as `seed-0/scratch-conventional`.
         trained: the folders that this run trained; the others were there already.
+        comparison: of the modes over seeds, if there are several.
     """
 
     output: Path
     results: dict[str, dict[str, Any]]
     trained: tuple[str, ...]
+    comparison: Comparison | None = None
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     """Trains every requested variant that the output folder does not hold yet.
+
+    With `config.seeds` above 1 each seed is a run of its own in a folder `seed-<n>`, and when all are there, they are
+    compared.
 
     Args:
         config: what to train.
@@ -71,12 +79,36 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     precision = resolve_precision(config.precision)
     output = Output(config.output)
     output.require_usable()
+    output.require_layout(of_seeds=config.seeds > 1)
+    if config.seeds > 1:
+        return _train_seeds(config, precision, output, reporter or SilentReporter())
+    return _train_one_seed(config, precision, output, reporter or SilentReporter())
+
+
+def _train_seeds(config: RunConfig, precision: Precision, output: Output, reporter: Reporter) -> RunReport:
+    seeds.require_same_configurations(output, config, precision)
+    if config.overwrite:
+        seeds.forget_comparison(output)
+    reports = {}
+    for folder, one in seeds.each_seed(config):
+        reports[folder] = _train_one_seed(one, precision, Output(one.output), seeds.SeedReporter(reporter, folder))
+    with output.opened():
+        comparison = seeds.write_comparison(output)
+    return RunReport(
+        config.output,
+        {f"{seed}/{folder}": result for seed, report in reports.items() for folder, result in report.results.items()},
+        tuple(f"{seed}/{folder}" for seed, report in reports.items() for folder in report.trained),
+        comparison,
+    )
+
+
+def _train_one_seed(config: RunConfig, precision: Precision, output: Output, reporter: Reporter) -> RunReport:
     identities = {variant.folder: config.identity(variant, precision) for variant in ALL_VARIANTS}
     require_same_configuration(output, config, identities)
     pending = [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
     if pending:
         # Started before the output folder is made: a run that cannot start leaves nothing.
-        session = _started(config, precision, output, reporter or SilentReporter(), pending)
+        session = _started(config, precision, output, reporter, pending)
         with output.opened(), _threads(config):
             for variant in pending:
                 session.train_variant(variant)
@@ -302,15 +334,11 @@ def _resumption(outcome: Outcome) -> dict[str, Any]:
 def _summarize(output: Output) -> None:
     """Writes the files that speak of all finished variants."""
     results = output.results()
-    figures = {folder: _without_curves(result) for folder, result in results.items()}
+    figures = {folder: without_curves(result) for folder, result in results.items()}
     output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": figures}))
     for name, fill in plots.pictures({name: draw(results) for name, draw in plots.PLOTS.items()}):
         output.write(name, fill)
     output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))
-
-
-def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if not key.endswith(("_curve", "_timeline"))}
 
 
 def _architecture(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -12,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Results = Mapping[str, Mapping[str, Any]]
+from bwsk_fx.training.comparison import METRICS, Comparison, Metric, Results, Spread
 
 COLOURS = {"conventional": "#8a959e", "bwsk_analyzed": "#2a7fba", "bwsk_reversible": "#d1662b"}
 FORMATS = ("png", "svg")
@@ -30,6 +31,7 @@ _KINDS = {
     "activations": (("activations",), "#2a7fba"),
 }
 _STANDING = 2
+_MEAN_STYLE: Mapping[str, Any] = {"fmt": "D", "markersize": 4, "capsize": 3}
 
 
 def draw_loss(results: Results) -> Figure:
@@ -87,6 +89,25 @@ def draw_timeline(results: Results) -> Figure:
     return _with_shared_legend(panels)
 
 
+def draw_comparison(comparison: Comparison) -> Figure:
+    """A panel for every metric: a dot for each seed, joined across modes, and mean and standard deviation beside."""
+    panels = _panels(2, 3, width=9.5, height=6.0)
+    for axes, metric in zip(panels, METRICS, strict=True):
+        start, ticks = 0, {}
+        for experiment, metrics in comparison.experiments.items():
+            modes = metrics[metric.name].modes
+            _draw_seeds(axes, modes, metric, start)
+            _draw_means(axes, modes, metric, start)
+            ticks[experiment] = start + (len(modes) - 1) / 2
+            start += len(modes) + 1
+        axes.set_xticks(list(ticks.values()), list(ticks))
+        axes.set_xlim(-0.8, start - 1.2)
+        axes.set_title(metric.heading, fontsize=10)
+        axes.ticklabel_format(axis="y", useOffset=False)
+    panels[0].errorbar([], [], yerr=[], color="#5b6770", label="mean ± standard deviation", **_MEAN_STYLE)
+    return _with_shared_legend(panels)
+
+
 PLOTS: Mapping[str, Callable[[Results], Figure]] = {
     "loss": draw_loss,
     "accuracy": draw_accuracy,
@@ -129,6 +150,24 @@ def _draw_step(axes: Axes, result: Mapping[str, Any]) -> None:
     turn = next((place for place, event in enumerate(events) if event >= timeline["forward_events"]), None)
     if turn is not None:
         axes.plot(events[turn], live[turn], "o", color=COLOURS[mode], markersize=6, markeredgecolor="white")
+
+
+def _draw_seeds(axes: Axes, modes: Mapping[str, Spread], metric: Metric, start: int) -> None:
+    """The values of one metric of one experiment; those that are not finite are left out."""
+    for seed in next(iter(modes.values())).by_seed:
+        values = [spread.by_seed[seed] for spread in modes.values()]
+        shown = [math.nan if value is None else value * metric.scale for value in values]
+        axes.plot(range(start, start + len(shown)), shown, color="#c9d3da", linewidth=1, zorder=1)
+        for place, (mode, value) in enumerate(zip(modes, shown, strict=True), start):
+            axes.plot(place, value, ".", color=COLOURS[mode], markersize=9, label=label_of(mode))
+
+
+def _draw_means(axes: Axes, modes: Mapping[str, Spread], metric: Metric, start: int) -> None:
+    for place, (mode, spread) in enumerate(modes.items(), start):
+        if spread.mean is not None:
+            deviation = (spread.standard_deviation or 0) * metric.scale
+            style = {"color": COLOURS[mode], **_MEAN_STYLE}
+            axes.errorbar(place + 0.25, spread.mean * metric.scale, yerr=deviation, **style)
 
 
 def _one_panel(y_label: str, x_label: str) -> Axes:
