@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from bwsk_fx.training.output import (
     write_json,
 )
 from bwsk_fx.training.progress import Bar, Reporter, SilentReporter
-from bwsk_fx.training.results import Measured, variant_result
+from bwsk_fx.training.results import Measured, VariantResult, variant_result
 from bwsk_fx.training.resume import Checkpoint, Checkpoints
 from bwsk_fx.training.trainer import AUTOCAST_DTYPES, Outcome, Task, run
 
@@ -105,6 +105,7 @@ def _train_seeds(config: RunConfig, precision: Precision, output: Output, report
 def _train_one_seed(config: RunConfig, precision: Precision, output: Output, reporter: Reporter) -> RunReport:
     identities = {variant.folder: config.identity(variant, precision) for variant in ALL_VARIANTS}
     require_same_configuration(output, config, identities)
+    _require_every_field(output)
     pending = [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
     if pending:
         # Started before the output folder is made: a run that cannot start leaves nothing.
@@ -116,6 +117,17 @@ def _train_one_seed(config: RunConfig, precision: Precision, output: Output, rep
     with output.opened():
         _summarize(output)
     return RunReport(config.output, output.results(), tuple(variant.folder for variant in pending))
+
+
+def _require_every_field(output: Output) -> None:
+    """Raises a TrainingError for results that cannot be summarized, since an earlier version wrote less down."""
+    wanted = {field.name for field in fields(VariantResult)}
+    for folder, result in output.results().items():
+        if lacking := sorted(wanted - result.keys()):
+            raise TrainingError(
+                f"'{output.root / folder}' is of an earlier version of bwsk-fx, without {', '.join(lacking)}; "
+                "remove it or choose another --output"
+            )
 
 
 def _started(

@@ -152,6 +152,16 @@ def test_another_configuration_needs_another_folder_or_overwrite(make_tiny, tmp_
         train(replace(config, experiments=(Experiment.FINETUNE,)))
 
 
+def test_results_of_an_earlier_version_are_named(make_tiny, tmp_path):
+    config = make_tiny(tmp_path / "out", **SCRATCH)
+    path = train(config).output / "scratch-conventional" / "training_results.json"
+    result = json.loads(path.read_text())
+    del result["memory_timeline"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(TrainingError, match=r"scratch-conventional' is of an earlier .*without memory_timeline"):
+        train(replace(config, overwrite=True))
+
+
 def test_the_plan_only_concerns_the_reversible_variant(make_tiny, tmp_path):
     config = make_tiny(tmp_path / "out", **SCRATCH)
     train(config)
