@@ -60,6 +60,7 @@ def test_the_timeline_has_a_panel_for_each_experiment_and_marks_the_backward_pas
     figure = plots.draw_timeline(results)
     assert [axes.get_title() for axes in figure.axes] == ["finetune", "scratch"]
     assert _legend(figure) == ["conventional", "analyzed", "reversible", "backward pass begins"]
+    assert len(figure.axes[1].get_lines()) == 2 * 3  # a curve and a mark for each mode
     curve, mark = figure.axes[1].get_lines()[:2]
     assert curve.get_xydata().tolist() == [[1, 1], [3, 4], [5, 2]]
     assert mark.get_xydata().tolist() == [[3, 4]]
