@@ -1,24 +1,23 @@
 """What a training step keeps and holds: bytes saved for the backward pass, and peak live tensor bytes.
 
-Three figures, because each hides what the others show. *Saved bytes* say what the forward pass leaves for the
+Several figures, because each hides what the others show. *Saved bytes* say what the forward pass leaves for the
 backward pass, *peak bytes* what is alive at the worst moment of a step, *static bytes* what the model weighs
-before it computes anything.
+before it computes anything. The timeline shows where in the step the bytes are.
 """
 
 from __future__ import annotations
 
 import itertools
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from bwsk_fx._storage_watch import CopyWatch, Recording, StorageRecorder, tensors_in
 
 Inputs = Mapping[str, Any] | tuple[Any, ...] | Tensor
 
@@ -33,12 +32,44 @@ class StepMemory:
         peak_activation_bytes: the same peak with the parameters' gradients left out, so that it compares
             what two ways of running the same weights hold beyond them.
         static_bytes: distinct storages of parameters and buffers.
+        parameter_bytes: distinct storages of parameters alone.
+        gradient_bytes: distinct storages of the parameters' gradients after the step.
+        weight_copy_bytes: the part of `saved_bytes` in copies of parameters, see `saved_weight_copies`.
+        timeline: the live bytes of the step, with the gradients.
     """
 
     saved_bytes: int
     peak_bytes: int
     peak_activation_bytes: int
     static_bytes: int
+    parameter_bytes: int
+    gradient_bytes: int
+    weight_copy_bytes: int
+    timeline: Timeline
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Distinct storages of buffers that are no parameter's."""
+        return self.static_bytes - self.parameter_bytes
+
+    @property
+    def activation_bytes(self) -> int:
+        """What the forward pass keeps for the backward pass besides copies of parameters."""
+        return self.saved_bytes - self.weight_copy_bytes
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Live tensor bytes of one training step, as `peak_live_bytes` counts them.
+
+    Attributes:
+        live_bytes: bytes alive after each allocation and each release of a storage, in order, above those that were
+            alive before the step.
+        forward_events: how many of them the forward pass made; the rest is the backward pass's.
+    """
+
+    live_bytes: tuple[int, ...]
+    forward_events: int
 
 
 def saved_for_backward(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None = None) -> int:
@@ -67,6 +98,27 @@ def saved_for_backward(model: nn.Module, inputs: Inputs, autocast_dtype: torch.d
         return _saved_bytes(model, inputs, autocast_dtype)
 
 
+def saved_weight_copies(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None = None) -> int:
+    """The part of `saved_for_backward` that is made of copies of the model's own parameters.
+
+    Counted: the storages that autograd saves and that `aten._to_copy` (a cast) or `aten.clone` (a copy, or another
+    layout) made of a parameter, or of such a copy. Under autocast these are the half-precision weights. A copy of a
+    parameter that was expanded first, as one for every sample, is an activation. Not seen: copies that code
+    that Inductor generated makes.
+
+    Args:
+        model: as for `saved_for_backward`.
+        inputs: as for `saved_for_backward`.
+        autocast_dtype: as for `saved_for_backward`.
+
+    Returns:
+        The number of bytes.
+    """
+    with _undisturbed(model):
+        _forward(model, inputs, autocast_dtype)
+        return _saved_weight_copies(model, inputs, autocast_dtype)
+
+
 def peak_live_bytes(
     model: nn.Module,
     inputs: Inputs,
@@ -93,13 +145,21 @@ def peak_live_bytes(
     """
     with _undisturbed(model):
         _step(model, inputs, autocast_dtype)
-        timeline = _record_step(model, inputs, autocast_dtype)
-    return timeline.peak() if count_gradients else timeline.peak(without=timeline.kept)
+        recording = _record_step(model, inputs, autocast_dtype)
+    return recording.peak() if count_gradients else recording.peak(without=recording.kept)
 
 
 def static_bytes(model: nn.Module) -> int:
     """Bytes of the distinct storages of the model's parameters and buffers; tied weights count once."""
-    return sum(storage.nbytes() for storage in _own_storages(model).values())
+    return _bytes_of(itertools.chain(model.parameters(), model.buffers()))
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the distinct storages of the tensors in an optimizer's state, step counters included.
+
+    The state is empty before the first step.
+    """
+    return _bytes_of(tensors_in(list(optimizer.state.values())))
 
 
 def measure(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None = None) -> StepMemory:
@@ -111,63 +171,39 @@ def measure(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None
     with _undisturbed(model):
         _step(model, inputs, autocast_dtype)
         saved = _saved_bytes(model, inputs, autocast_dtype)
-        timeline = _record_step(model, inputs, autocast_dtype)
+        weight_copies = _saved_weight_copies(model, inputs, autocast_dtype)
+        recording = _record_step(model, inputs, autocast_dtype)
+        # Now: freeing the gradients is no longer part of the step.
+        timeline = Timeline(recording.live_bytes(), recording.forward_events)
+        gradients = _bytes_of(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
         _drop_gradients(model)
-        peak = _cuda_peak(model, inputs, autocast_dtype) if _device(model).type == "cuda" else timeline.peak()
-    return StepMemory(saved, peak, timeline.peak(without=timeline.kept), static_bytes(model))
+        peak = _cuda_peak(model, inputs, autocast_dtype) if _device(model).type == "cuda" else recording.peak()
+    return StepMemory(
+        saved_bytes=saved,
+        peak_bytes=peak,
+        peak_activation_bytes=recording.peak(without=recording.kept),
+        static_bytes=static_bytes(model),
+        parameter_bytes=_bytes_of(model.parameters()),
+        gradient_bytes=gradients,
+        weight_copy_bytes=weight_copies,
+        timeline=timeline,
+    )
 
 
-@dataclass
-class _Timeline:
-    """Births (+bytes) and deaths (-bytes) of storages in order, each under a serial number."""
+def _saved_weight_copies(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> int:
+    sizes: dict[int, int] = {}
 
-    events: list[tuple[int, int]] = field(default_factory=list)
-    kept: frozenset[int] = frozenset()
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if watch.knows(storage):
+            sizes[storage._cdata] = storage.nbytes()
+        return tensor
 
-    def peak(self, without: frozenset[int] = frozenset()) -> int:
-        deltas = (size for serial, size in self.events if serial not in without)
-        return max(itertools.accumulate(deltas), default=0)
-
-
-class _StorageRecorder(TorchDispatchMode):
-    """Writes the birth and the death of every storage that an operator returns into a timeline."""
-
-    def __init__(self, known: Iterable[int]) -> None:
-        super().__init__()
-        self.timeline = _Timeline()
-        self._known = set(known)
-        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
-        self._serials = itertools.count()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._meet(tensor.untyped_storage())
-        return result
-
-    def serial_of(self, tensor: Tensor) -> int | None:
-        entry = self._alive.get(tensor.untyped_storage()._cdata)
-        return entry[0] if entry else None
-
-    def _meet(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known or key in self._alive:
-            return
-        serial, size = next(self._serials), storage.nbytes()
-        self.timeline.events.append((serial, size))
-        self._alive[key] = (serial, weakref.ref(storage, lambda _: self._bury(key, serial, size)))
-
-    def _bury(self, key: int, serial: int, size: int) -> None:
-        # The address may already belong to a younger storage; only its own entry is removed.
-        if key in self._alive and self._alive[key][0] == serial:
-            del self._alive[key]
-        self.timeline.events.append((serial, -size))
+    with CopyWatch(model.parameters()) as watch, saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = _forward(model, inputs, autocast_dtype)
+    # Until here the graph holds what it saved, so that no address was used twice.
+    del loss
+    return sum(sizes.values())
 
 
 def _saved_bytes(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> int:
@@ -188,16 +224,19 @@ def _saved_bytes(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype |
     return total
 
 
-def _record_step(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> _Timeline:
+def _record_step(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> Recording:
     _drop_gradients(model)
     known = set(_own_storages(model))
-    known.update(tensor.untyped_storage()._cdata for tensor in _tensors(inputs))
-    with _StorageRecorder(known) as recorder:
-        _step(model, inputs, autocast_dtype)
+    known.update(tensor.untyped_storage()._cdata for tensor in tensors_in(inputs))
+    with StorageRecorder(known) as recorder:
+        loss = _forward(model, inputs, autocast_dtype)
+        recorder.recording.forward_events = len(recorder.recording.events)
+        loss.backward()
+        del loss
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
     serials = (recorder.serial_of(gradient) for gradient in gradients)
-    recorder.timeline.kept = frozenset(serial for serial in serials if serial is not None)
-    return recorder.timeline
+    recorder.recording.kept = frozenset(serial for serial in serials if serial is not None)
+    return recorder.recording
 
 
 def _cuda_peak(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None) -> int:
@@ -263,9 +302,10 @@ def _own_storages(model: nn.Module) -> dict[int, torch.UntypedStorage]:
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
 
 
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))

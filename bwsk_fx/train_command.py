@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -153,6 +154,12 @@ Seed = Annotated[
         metavar="<int>", rich_help_panel=_RUN, help="Of weights, data order and splits; the same for all modes."
     ),
 ]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        metavar="<int>", rich_help_panel=_RUN, help="Train this many, each in a folder of its own, and compare."
+    ),
+]
 PrecisionOption = Annotated[
     PrecisionChoice,
     typer.Option(
@@ -193,6 +200,7 @@ def train(
     output: Output = Path("runs/digits"),
     overwrite: Overwrite = False,
     seed: Seed = 0,
+    seeds: Seeds = 1,
     data: Data = "digits",
     model: Model = None,
     experiments: Experiments = "finetune,scratch",
@@ -242,6 +250,7 @@ def train(
             trainer=_settings(context, trainer or []),
             augment=augment,
             seed=seed,
+            seeds=seeds,
             precision=Precision(precision.value),
             train_limit=train_limit,
             overwrite=overwrite,
@@ -284,8 +293,17 @@ def _show_run(report: RunReport) -> None:
     skipped = [folder for folder in report.results if folder not in report.trained]
     if skipped:
         console.print(f"[dim]already there: {', '.join(skipped)}[/dim]")
-    console.print(_comparison(report, console), "")
+    for table in _tables(report, console):
+        console.print(table, "")
     console.print(f"Models, plots and model card: [b]{report.output}[/b]", soft_wrap=True)
+
+
+def _tables(report: RunReport, console: Console) -> Iterable[Table]:
+    if report.comparison is None:
+        return [_comparison(report, console)]
+    from bwsk_fx.training.seed_tables import comparison_tables
+
+    return comparison_tables(report.comparison, console.width)
 
 
 def _comparison(report: RunReport, console: Console) -> Table:

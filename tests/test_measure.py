@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bwsk_fx.measure import measure, peak_live_bytes, saved_for_backward, static_bytes
+import bwsk_fx
+from bwsk_fx.measure import (
+    measure,
+    optimizer_bytes,
+    peak_live_bytes,
+    saved_for_backward,
+    saved_weight_copies,
+    static_bytes,
+)
 
 FLOAT, HALF = 4, 2
 BATCH, WIDTH, HIDDEN, CLASSES = 4, 8, 16, 3
@@ -76,6 +84,79 @@ def test_saved_counts_weight_copies_under_autocast(mlp, x):
     assert saved_for_backward(mlp, x, torch.bfloat16) == inputs + weight_copy
 
 
+def test_weight_copies_are_the_half_precision_weights_that_autograd_saves(mlp, x):
+    assert saved_weight_copies(mlp, x, torch.bfloat16) == HALF * HIDDEN * CLASSES
+    assert saved_weight_copies(mlp, x.requires_grad_(), torch.bfloat16) == HALF * HIDDEN * (WIDTH + CLASSES)
+    assert saved_weight_copies(mlp, x) == 0
+
+
+def test_weight_copies_follow_copies_of_copies_and_leave_batches_alone():
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(WIDTH))
+            self.token = nn.Parameter(torch.ones(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.token.expand(BATCH, WIDTH).clone()  # one for every sample
+            return (tokens * self.weight.double().clone() * x).sum()
+
+    # Saved: the second copy of the weight; the product of tokens and weight, the tokens and x are activations.
+    assert saved_weight_copies(Copies(), torch.randn(BATCH, WIDTH)) == 2 * FLOAT * WIDTH
+
+
+@pytest.mark.parametrize("mode", ["conventional", "analyzed", "reversible"])
+def test_a_step_is_broken_down_in_every_mode(mode):
+    model, inputs = _vit(layers=2, hidden=48, image_size=64), _images(2, 64)
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if mode != "conventional":
+        bwsk_fx.apply(model, mode=mode)
+    single, half = measure(model, inputs), measure(model, inputs, torch.bfloat16)
+    # Regions keep no cast that they can make again from the parameter.
+    copies = 0 if mode == "reversible" else HALF * sum(weight.numel() for weight in weights)
+    assert (single.weight_copy_bytes, half.weight_copy_bytes) == (0, copies)
+    for memory in (single, half):
+        assert memory.activation_bytes == memory.saved_bytes - memory.weight_copy_bytes > 0
+        assert memory.parameter_bytes == memory.static_bytes == memory.gradient_bytes
+        assert memory.parameter_bytes == FLOAT * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_buffers_and_frozen_parameters_are_told_apart(x):
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))
+    model[0].weight.requires_grad_(False)
+    memory = measure(model, x)
+    assert memory.buffer_bytes == 2 * FLOAT * WIDTH + 8  # running mean and variance, and an int64 counter
+    assert memory.parameter_bytes == FLOAT * (WIDTH * WIDTH + 3 * WIDTH)
+    assert memory.gradient_bytes == FLOAT * 3 * WIDTH
+
+
+def test_the_optimizers_state_is_counted(mlp, x):
+    optimizer = torch.optim.AdamW(mlp.parameters())
+    assert optimizer_bytes(optimizer) == 0
+    mlp(x).sum().backward()
+    optimizer.step()
+    steps = FLOAT * len(list(mlp.parameters()))
+    assert optimizer_bytes(optimizer) == 2 * static_bytes(mlp) + steps
+
+
+def test_the_timeline_of_an_elementwise_step_by_hand():
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1000))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.weight).sum()
+
+    scalar, vector = FLOAT, FLOAT * 1000
+    timeline = measure(Scale(), torch.randn(1000)).timeline
+    forward = (vector, vector + scalar, scalar)  # product, loss, product freed
+    assert timeline.live_bytes[:3] == forward
+    assert timeline.forward_events == 3
+    assert max(timeline.live_bytes) == 2 * scalar + vector
+    assert timeline.live_bytes[-1] == vector  # the gradient stays
+
+
 def test_saved_view_counts_its_whole_base():
     class Head(nn.Module):
         def __init__(self) -> None:
@@ -141,6 +222,8 @@ def test_measure_agrees_with_its_parts(mlp, x):
     assert memory.peak_activation_bytes == peak_live_bytes(mlp, x, torch.bfloat16, count_gradients=False)
     assert memory.static_bytes == static_bytes(mlp)
     assert memory.saved_bytes < memory.peak_activation_bytes < memory.peak_bytes
+    assert memory.weight_copy_bytes == saved_weight_copies(mlp, x, torch.bfloat16)
+    assert max(memory.timeline.live_bytes) == memory.peak_bytes
 
 
 def test_eager_vit_keeps_the_units_that_the_design_names():

@@ -158,6 +158,7 @@ class RunConfig:
         trainer: further fields of transformers' `TrainingArguments` by name, see `trainer_options`.
         augment: whether training images are cropped and mirrored at random; None means all but the digits.
         seed: of initial weights, data order and splits.
+        seeds: how many seeds to train and compare, from `seed` upwards; more than one gives each its own folder.
         precision: `auto` means fp16 autocast on CUDA, as published, and fp32 on a CPU.
         train_limit: train on at most this many samples.
         overwrite: train the variants again that are there already.
@@ -175,6 +176,7 @@ class RunConfig:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     augment: bool | None = None
     seed: int = 0
+    seeds: int = 1
     precision: Precision = Precision.AUTO
     train_limit: int | None = None
     overwrite: bool = False
@@ -243,9 +245,8 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raises a TrainingError for values that no run can use."""
-        _require_at_least_one(
-            {"--epochs": self.epochs, "--batch-size": self.batch_size, "--train-limit": self.train_limit}
-        )
+        counts = {"--epochs": self.epochs, "--batch-size": self.batch_size, "--train-limit": self.train_limit}
+        _require_at_least_one(counts | {"--seeds": self.seeds})
         if not self.plan.budget >= 0:
             raise TrainingError(f"--budget must be at least 0, not {self.plan.budget}")
         if not 0 <= self.seed < 2**32:

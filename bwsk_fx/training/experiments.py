@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from transformers import default_data_collator, set_seed
 
 from bwsk_fx.errors import TrainingError
 from bwsk_fx.measure import StepMemory, measure
-from bwsk_fx.training import card, models, modes, plots, processes, run_file
+from bwsk_fx.training import card, models, modes, plots, processes, run_file, seeds
 from bwsk_fx.training.augment import random_crop_and_flip
+from bwsk_fx.training.comparison import Comparison
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, RunConfig, Variant, published
 from bwsk_fx.training.data import Splits, as_tensors, load_splits, only_labels
 from bwsk_fx.training.faults import (
@@ -35,10 +36,11 @@ from bwsk_fx.training.output import (
     differences,
     read_json,
     require_same_configuration,
+    without_curves,
     write_json,
 )
 from bwsk_fx.training.progress import Bar, Reporter, SilentReporter
-from bwsk_fx.training.results import Measured, variant_result
+from bwsk_fx.training.results import Measured, VariantResult, variant_result
 from bwsk_fx.training.resume import Checkpoint, Checkpoints
 from bwsk_fx.training.trainer import AUTOCAST_DTYPES, Outcome, Task, run
 
@@ -53,20 +55,24 @@ class RunReport:
 
     Attributes:
         output: the folder.
-        results: the contents of every `training_results.json` in it, by folder.
+        results: the contents of every `training_results.json` in it, by folder; with several seeds of those trained
+            or found by this run, under names such as `seed-0/scratch-conventional`.
         trained: the folders that this run trained; the others were there already.
+        comparison: of the modes over seeds, if there are several.
     """
 
     output: Path
     results: dict[str, dict[str, Any]]
     trained: tuple[str, ...]
+    comparison: Comparison | None = None
 
 
 def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     """Trains every requested variant that the output folder does not hold yet.
 
-    Under a launcher every process calls this with the same configuration; they share each batch, and the main one
-    writes.
+    With `config.seeds` above 1 each seed is a run of its own in a folder `seed-<n>`, and when all are there, they are
+    compared. Under a launcher every process calls this with the same configuration; they share each batch, and the
+    main one writes.
 
     Args:
         config: what to train.
@@ -80,10 +86,46 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
     precision = resolve_precision(config.precision)
     processes.require_supported(precision.value)
     output = Output(config.output)
+    processes.decided(partial(_require_usable, config, precision, output))
+    if config.seeds > 1:
+        return _train_seeds(config, precision, output, reporter or SilentReporter())
+    return _train_one_seed(config, precision, output, reporter or SilentReporter())
+
+
+def _require_usable(config: RunConfig, precision: Precision, output: Output) -> None:
+    output.require_usable()
+    output.require_layout(of_seeds=config.seeds > 1)
+    if config.seeds > 1:
+        seeds.require_same_configurations(output, config, precision)
+
+
+def _train_seeds(config: RunConfig, precision: Precision, output: Output, reporter: Reporter) -> RunReport:
+    if config.overwrite:
+        processes.decided(partial(seeds.forget_comparison, output))
+    reports = {}
+    for folder, one in seeds.each_seed(config):
+        reports[folder] = _train_one_seed(one, precision, Output(one.output), seeds.SeedReporter(reporter, folder))
+    with output.opened():
+        comparison = processes.decided(partial(_summarize_seeds, output, config))
+    return RunReport(
+        config.output,
+        {f"{seed}/{folder}": result for seed, report in reports.items() for folder, result in report.results.items()},
+        tuple(f"{seed}/{folder}" for seed, report in reports.items() for folder in report.trained),
+        comparison,
+    )
+
+
+def _summarize_seeds(output: Output, config: RunConfig) -> Comparison:
+    comparison = seeds.write_comparison(output)
+    output.write(run_file.FILE, lambda path: run_file.write(path, config.options()))
+    return comparison
+
+
+def _train_one_seed(config: RunConfig, precision: Precision, output: Output, reporter: Reporter) -> RunReport:
     pending = processes.decided(partial(_pending, config, precision, output))
     if pending:
         # Started before the output folder is made: a run that cannot start leaves nothing.
-        session = _started(config, precision, output, reporter or SilentReporter(), pending)
+        session = _started(config, precision, output, reporter, pending)
         with output.opened(), _threads(config):
             for variant in pending:
                 session.train_variant(variant)
@@ -95,10 +137,21 @@ def train(config: RunConfig, reporter: Reporter | None = None) -> RunReport:
 
 def _pending(config: RunConfig, precision: Precision, output: Output) -> list[Variant]:
     """The variants to train, in a folder that can take them."""
-    output.require_usable()
     identities = {variant.folder: config.identity(variant, precision) for variant in ALL_VARIANTS}
     require_same_configuration(output, config, identities)
+    _require_every_field(output)
     return [variant for variant in config.variants if config.overwrite or output.result(variant) is None]
+
+
+def _require_every_field(output: Output) -> None:
+    """Raises a TrainingError for results that cannot be summarized, since an earlier version wrote less down."""
+    wanted = {field.name for field in fields(VariantResult)}
+    for folder, result in output.results().items():
+        if lacking := sorted(wanted - result.keys()):
+            raise TrainingError(
+                f"'{output.root / folder}' is of an earlier version of bwsk-fx, without {', '.join(lacking)}; "
+                "remove it or choose another --output"
+            )
 
 
 def _started(
@@ -337,17 +390,13 @@ def _resumption(outcome: Outcome) -> dict[str, Any]:
 def _summarize(output: Output, config: RunConfig) -> dict[str, dict[str, Any]]:
     """Writes the files that speak of all finished variants, and gives their results."""
     results = output.results()
-    figures = {folder: _without_curves(result) for folder, result in results.items()}
+    figures = {folder: without_curves(result) for folder, result in results.items()}
     output.write(SUMMARY_FILE, lambda path: write_json(path, {"generator": "bwsk-fx", "variants": figures}))
     output.write(run_file.FILE, lambda path: run_file.write(path, config.options()))
-    for name, draw in plots.PLOTS.items():
-        output.write(name, partial(draw, results))
+    for name, fill in plots.pictures({name: draw(results) for name, draw in plots.PLOTS.items()}):
+        output.write(name, fill)
     output.write("README.md", lambda path: path.write_text(card.render(results), encoding="utf-8"))
     return results
-
-
-def _without_curves(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if not key.endswith("_curve")}
 
 
 def _architecture(config: RunConfig) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ ALL_VARIANTS = tuple(Variant(experiment, mode) for experiment in Experiment for 
 _NUMBER_LIST = re.compile(r"\[\n[-+.\deE,\s]+\]")
 _STAGE_PREFIX = ".partial-"
 _UNFINISHED_PREFIX = ".unfinished-"
+_SEED_FOLDER = re.compile(r"seed-(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,27 @@ class Output:
             raise TrainingError(
                 f"output folder '{self.root}' holds other files and no results of bwsk-fx; choose another --output"
             )
+
+    def require_layout(self, of_seeds: bool) -> None:
+        """Raises a TrainingError when the folder holds a run of one seed and several are asked for, or the reverse."""
+        entries = {entry.name for entry in self.root.iterdir()} if self.root.is_dir() else set()
+        single = {PRETRAINED, *(variant.folder for variant in ALL_VARIANTS)}
+        if of_seeds and any(name in single or name.startswith(_UNFINISHED_PREFIX) for name in entries):
+            raise TrainingError(
+                f"'{self.root}' holds a run of one seed, and --seeds puts each seed into a folder of its own; "
+                "choose another --output"
+            )
+        if not of_seeds and self.seeds():
+            raise TrainingError(
+                f"'{self.root}' holds a run of several seeds; pass --seeds with their number, "
+                "or choose another --output"
+            )
+
+    def seeds(self) -> dict[int, Output]:
+        """The folders of single seeds, by seed."""
+        entries = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        found = ((_SEED_FOLDER.fullmatch(entry.name), entry) for entry in entries)
+        return dict(sorted((int(match[1]), Output(entry)) for match, entry in found if match))
 
     def unfinished(self, folder: str) -> Path:
         """Where the checkpoints of a training belong until its folder is there."""
@@ -125,7 +147,13 @@ class Output:
             return False
         ours = {PRETRAINED, LOGS, *(variant.folder for variant in ALL_VARIANTS)}
         hidden = (_STAGE_PREFIX, _UNFINISHED_PREFIX)
-        return any(entry.name not in ours and not entry.name.startswith(hidden) for entry in self.root.iterdir())
+        foreign = (entry.name for entry in self.root.iterdir() if not _SEED_FOLDER.fullmatch(entry.name))
+        return any(name not in ours and not name.startswith(hidden) for name in foreign)
+
+
+def seed_folder(seed: int) -> str:
+    """The name of the folder of a single seed."""
+    return f"seed-{seed}"
 
 
 def require_same_configuration(output: Output, config: RunConfig, identities: dict[str, dict[str, Any]]) -> None:
@@ -150,6 +178,11 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The fields in which two configurations differ, in words."""
     keys = sorted(there.keys() | wanted.keys())
     return [f"{key} is {there.get(key)}, not {wanted.get(key)}" for key in keys if there.get(key) != wanted.get(key)]
+
+
+def without_curves(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's results without what is there to be plotted."""
+    return {key: value for key, value in result.items() if not key.endswith(("_curve", "_timeline"))}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from bwsk_fx.measure import StepMemory
+from bwsk_fx.measure import StepMemory, Timeline
 from bwsk_fx.training import processes
 from bwsk_fx.training.config import Variant
 from bwsk_fx.training.modes import Ratios
@@ -45,10 +45,12 @@ class VariantResult:
         saved_for_backward_bytes: kept by one forward pass at the full batch size.
         peak_activation_bytes: peak live tensor bytes of a step without parameters and their gradients.
         static_bytes: parameters and buffers.
+        memory_breakdown_bytes: what training holds, by kind, see `memory_breakdown`.
         preparation_time_s: the part of `wall_time_s` before the first training step.
         step_time_s: median time of a training step.
         loss_curve: step numbers and losses.
         accuracy_curve: step numbers and validation accuracies.
+        memory_timeline: live bytes of one step, see `memory_timeline`.
         configuration: everything that decides the weights; a rerun is skipped when it is the same.
         environment: versions and device.
     """
@@ -73,10 +75,12 @@ class VariantResult:
     saved_for_backward_bytes: int
     peak_activation_bytes: int
     static_bytes: int
+    memory_breakdown_bytes: dict[str, int]
     preparation_time_s: float
     step_time_s: float
     loss_curve: dict[str, list[float]]
     accuracy_curve: dict[str, list[float]]
+    memory_timeline: dict[str, Any]
     configuration: dict[str, Any]
     environment: dict[str, Any]
 
@@ -121,6 +125,7 @@ def variant_result(
         saved_for_backward_bytes=measured.memory.saved_bytes,
         peak_activation_bytes=measured.memory.peak_activation_bytes,
         static_bytes=measured.memory.static_bytes,
+        memory_breakdown_bytes=memory_breakdown(measured.memory, outcome.optimizer_bytes),
         preparation_time_s=measured.preparation_time_s,
         step_time_s=outcome.step_time_s,
         loss_curve=_loss_curve(outcome.losses),
@@ -128,9 +133,47 @@ def variant_result(
             "step": [step for step, _ in outcome.accuracies],
             "accuracy": [accuracy for _, accuracy in outcome.accuracies],
         },
+        memory_timeline=memory_timeline(measured.memory.timeline),
         configuration=configuration,
         environment=environment(),
     )
+
+
+def memory_breakdown(memory: StepMemory, optimizer_bytes: int) -> dict[str, int]:
+    """What training holds, in bytes and by kind; every figure counts whole storages, each once.
+
+    `parameters` and `buffers` are the model's own. `gradients` are the parameters' after a step, `optimizer` is its
+    state after the training. What a forward pass keeps for the backward pass is `weight_copies` (casts and copies of
+    parameters, as autocast makes) and `activations` (everything else); they add up to `saved_for_backward_bytes`.
+    The kinds are not all alive at one time, so their sum is no peak.
+    """
+    return {
+        "parameters": memory.parameter_bytes,
+        "buffers": memory.buffer_bytes,
+        "gradients": memory.gradient_bytes,
+        "optimizer": optimizer_bytes,
+        "activations": memory.activation_bytes,
+        "weight_copies": memory.weight_copy_bytes,
+    }
+
+
+def memory_timeline(timeline: Timeline) -> dict[str, Any]:
+    """The live bytes of a step as a curve of at most `CURVE_POINTS` points.
+
+    `event` counts allocations and releases of tensors from 1, `live_bytes` is what was alive after it, above what was
+    there before the step. `events` is their number, and the backward pass comes after `forward_events` of them. Of a
+    longer step the curve has the maximum of each stretch of events, so its maximum is the step's.
+    """
+    live = timeline.live_bytes
+    stride = -(-len(live) // CURVE_POINTS) or 1
+    stretches = (range(start, min(start + stride, len(live))) for start in range(0, len(live), stride))
+    kept = [max(stretch, key=live.__getitem__) for stretch in stretches]
+    return {
+        "event": [index + 1 for index in kept],
+        "live_bytes": [live[index] for index in kept],
+        "events": len(live),
+        "forward_events": timeline.forward_events,
+    }
 
 
 def environment() -> dict[str, Any]:

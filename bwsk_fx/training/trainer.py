@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from bwsk_fx.errors import TrainingError
+from bwsk_fx.measure import optimizer_bytes
 from bwsk_fx.training import processes
 from bwsk_fx.training.config import Precision, Recipe
 from bwsk_fx.training.faults import require_finite
@@ -86,6 +87,7 @@ class Outcome:
             from and from there to the end, so that no step is counted twice.
         earlier_time_s: the part of `train_time_s` that earlier processes spent.
         resumed_at: the steps after which it went on from a checkpoint.
+        optimizer_bytes: what the optimizer's state takes at the end, see `bwsk_fx.measure.optimizer_bytes`.
     """
 
     losses: tuple[float, ...]
@@ -97,6 +99,7 @@ class Outcome:
     train_time_s: float
     earlier_time_s: float = 0.0
     resumed_at: tuple[int, ...] = ()
+    optimizer_bytes: int = 0
 
     @property
     def best_accuracy(self) -> float:
@@ -322,6 +325,7 @@ def run(task: Task, bar: Bar, checkpoints: Checkpoints | None = None, start: Che
         train_time_s=elapsed,
         earlier_time_s=watch.earlier_s,
         resumed_at=tuple(watch.resumed_at),
+        optimizer_bytes=optimizer_bytes(trainer.optimizer),
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx
 
-from bwsk_fx.measure import _StorageRecorder
+from bwsk_fx._storage_watch import StorageRecorder
 from bwsk_fx.planning.kernels import fill_in_values
 from bwsk_fx.planning.liveness import peak_bytes
 
@@ -51,10 +51,10 @@ def test_against_a_count_by_hand_and_against_a_run(build, kibibytes):
     graph = _graph(build)
     assert peak_bytes(graph) == kibibytes * KIB
     module = fx.GraphModule(torch.nn.Module(), graph)
-    with _StorageRecorder([]) as recorder:
+    with StorageRecorder([]) as recorder:
         result = module(torch.ones(256))
     del result
-    assert recorder.timeline.peak() == kibibytes * KIB
+    assert recorder.recording.peak() == kibibytes * KIB
 
 
 def test_what_belongs_to_somebody_else_is_not_counted():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -68,10 +70,7 @@ def test_a_row_is_formatted_for_people():
     ]
 
 
-def test_plots_are_pictures(six_variants):
-    from PIL import Image
-
-    for name in ("loss.png", "accuracy.png", "memory.png"):
-        with Image.open(six_variants.output / name) as picture:
-            assert picture.width > 600
-            assert len(set(picture.convert("RGB").reduce(8).get_flattened_data())) > 20
+def test_every_picture_of_the_card_is_there(loaded, six_variants):
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", loaded.text)
+    assert shown == ["loss.png", "accuracy.png", "memory.png", "timeline.png"]
+    assert all((six_variants.output / name).is_file() for name in shown)

@@ -36,6 +36,8 @@ PUBLISHED_KEYS = [
     "erasure_budget",
     "parallelism_ratio",
 ]
+PICTURES = {f"{name}.{suffix}" for name in ("loss", "accuracy", "memory", "timeline") for suffix in ("png", "svg")}
+CURVES = {"loss_curve", "accuracy_curve", "memory_timeline"}
 SCRATCH = {"experiments": (Experiment.SCRATCH,), "modes": (Mode.CONVENTIONAL,)}
 
 
@@ -49,7 +51,7 @@ def test_the_layout_is_the_published_one(six_variants):
             "training_results.json",
         }
     top = {path.name for path in six_variants.output.iterdir()} - set(FOLDERS)
-    assert top == {"README.md", "config.yaml", "results.json", "loss.png", "accuracy.png", "memory.png", "pretrained"}
+    assert top == {"README.md", "config.yaml", "results.json", "pretrained", *PICTURES}
 
 
 def test_results_have_the_published_keys_first(six_variants):
@@ -65,7 +67,7 @@ def test_results_have_the_published_keys_first(six_variants):
     assert list(summary["variants"]) == FOLDERS
     for folder, figures in summary["variants"].items():
         full = six_variants.results[folder]
-        assert figures == {key: full[key] for key in full if key not in {"loss_curve", "accuracy_curve"}}
+        assert figures == {key: full[key] for key in full if key not in CURVES}
 
 
 def test_modes_are_named_and_rated_as_published(six_variants):
@@ -150,6 +152,16 @@ def test_another_configuration_needs_another_folder_or_overwrite(make_tiny, tmp_
         train(replace(config, experiments=(Experiment.FINETUNE,)))
 
 
+def test_results_of_an_earlier_version_are_named(make_tiny, tmp_path):
+    config = make_tiny(tmp_path / "out", **SCRATCH)
+    path = train(config).output / "scratch-conventional" / "training_results.json"
+    result = json.loads(path.read_text())
+    del result["memory_timeline"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(TrainingError, match=r"scratch-conventional' is of an earlier .*without memory_timeline"):
+        train(replace(config, overwrite=True))
+
+
 def test_the_plan_only_concerns_the_reversible_variant(make_tiny, tmp_path):
     config = make_tiny(tmp_path / "out", **SCRATCH)
     train(config)
@@ -166,8 +178,7 @@ def test_a_failing_variant_leaves_the_finished_ones_only(make_tiny, tmp_path, mo
     with pytest.raises(RuntimeError):
         train(config)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    files = {"README.md", "config.yaml", "results.json", "loss.png", "accuracy.png", "memory.png"}
-    assert names == {"scratch-conventional"} | files
+    assert names == {"scratch-conventional", "README.md", "config.yaml", "results.json", *PICTURES}
 
 
 def test_a_mode_that_takes_no_effect_is_an_error(make_tiny, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from bwsk_fx.training.trainer import _KeepBest
 
 KILLED = -9
 FINISHED = 0
-PUBLISHED = {"README.md", "config.yaml", "results.json", "loss.png", "accuracy.png", "memory.png"}
+PICTURES = {f"{name}.{suffix}" for name in ("loss", "accuracy", "memory", "timeline") for suffix in ("png", "svg")}
+PUBLISHED = {"README.md", "config.yaml", "results.json", *PICTURES}
 TIMES = {"wall_time_s", "preparation_time_s", "step_time_s", "resumed_at_steps", "earlier_time_s"}
 
 
