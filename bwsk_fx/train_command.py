@@ -157,7 +157,7 @@ Seed = Annotated[
 Seeds = Annotated[
     int,
     typer.Option(
-        metavar="<int>", rich_help_panel=_RUN, help="Train this many, each in a folder of its own, and compare."
+        metavar="<int>", rich_help_panel=_RUN, help="Train this many seeds, each in a folder of its own, and compare."
     ),
 ]
 PrecisionOption = Annotated[

@@ -8,10 +8,12 @@ from typing import Any
 
 from bwsk_fx.errors import TrainingError
 
+TINY_VIT = "vit-tiny-digits"
+
 # Built-in architectures, as arguments of ViTConfig; they need no network.
 BUILT_IN: dict[str, dict[str, Any]] = {
     "vit-base": {},
-    "vit-tiny-digits": {
+    TINY_VIT: {
         "hidden_size": 64,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,

@@ -70,8 +70,12 @@ def forget_comparison(output: Output) -> None:
         (output.root / name).unlink(missing_ok=True)
 
 
-def write_comparison(output: Output) -> Comparison:
+def write_comparison(output: Output, config: RunConfig) -> Comparison:
     """Compares the seeds in a folder, and writes the files that speak of all of them.
+
+    Args:
+        output: the folder.
+        config: the run that trained them last.
 
     Raises:
         TrainingError: no seed holds every variant, so that nothing can be compared.
@@ -87,6 +91,7 @@ def write_comparison(output: Output) -> Comparison:
     complete = {seed: runs[seed] for seed in comparison.seeds}
     output.write(COMPARISON_FILE, lambda path: write_json(path, comparison.to_json()))
     output.write(SUMMARY_FILE, lambda path: write_json(path, _summary(complete, comparison)))
+    output.write(run_file.FILE, lambda path: run_file.write(path, config.options()))
     for name, fill in plots.pictures({PLOT: plots.draw_comparison(comparison)}):
         output.write(name, fill)
     text = card.render_seeds(complete, comparison)

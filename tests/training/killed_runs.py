@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bwsk_fx.training import config, experiments, models, quiet, resume, trainer
+from bwsk_fx.training import config, experiments, models, quiet, resume, trainer, watch
 
 EVALUATION_STEPS = 4
 
@@ -26,7 +26,7 @@ def shrink(patience: int) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     resume.SAVING_SHARE = math.inf  # at every evaluation, however long writing takes
-    models.BUILT_IN[experiments.TINY_VIT] |= sizes | dropout
+    models.BUILT_IN[models.TINY_VIT] |= sizes | dropout
     changes = {"evaluation_steps": EVALUATION_STEPS, "patience": patience}
     config._DIGITS_PRETRAINING = replace(config._DIGITS_PRETRAINING, **changes)
     for experiment, recipe in config._DIGITS_RECIPES.items():
@@ -77,7 +77,7 @@ def while_forgetting(number: int) -> None:
 # What a process dies at, for the how-manieth time counted from 1.
 POINTS = {
     # Gradients are there, the weights are not updated yet.
-    "in a step": lambda number: before(trainer._Watch, "on_pre_optimizer_step", number, lambda *_, **__: kill()),
+    "in a step": lambda number: before(watch.Watch, "on_pre_optimizer_step", number, lambda *_, **__: kill()),
     # Of each checkpoint torch.save writes the optimizer, the scheduler and the random states.
     "in a checkpoint": lambda number: before(torch, "save", 3 * number - 2, half_of),
     "before the marker": lambda number: before(resume.Checkpoint, "seal", number, lambda *_: kill()),

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bwsk_fx.errors import TrainingError
-from bwsk_fx.training import experiments, models, modes
+from bwsk_fx.training import models, modes
 from bwsk_fx.training.config import Experiment, Mode, Precision, ReversibleOptions
+from bwsk_fx.training.data import load_splits
 from bwsk_fx.training.experiments import resolve_precision, train
 
 FOLDERS = [
@@ -106,7 +107,7 @@ def test_every_variant_loads_as_an_ordinary_model(six_variants, folder):
     assert type(model).__name__ == "ViTForImageClassification"
     assert model.config.id2label[7] == "7"
     processor = models.load_processor(str(six_variants.output / folder))
-    image = experiments.load_splits("digits").test[0]["image"].convert("RGB")
+    image = load_splits("digits").test[0]["image"].convert("RGB")
     assert model(**processor(image, return_tensors="pt")).logits.shape == (1, 10)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bwsk_fx.errors import TrainingError
-from bwsk_fx.training import experiments, faults, models, resume, trainer
+from bwsk_fx.training import faults, models, resume, trainer, watch
 from bwsk_fx.training.config import Experiment, Mode, Precision, Recipe, ReversibleOptions, RunConfig
 from bwsk_fx.training.data import as_tensors, load_splits
 from bwsk_fx.training.experiments import train
@@ -28,9 +28,9 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 @pytest.fixture(autouse=True, scope="module")
 def small_model():
-    tiny = models.BUILT_IN[experiments.TINY_VIT] | SIZES | {"hidden_dropout_prob": 0.1}
+    tiny = models.BUILT_IN[models.TINY_VIT] | SIZES | {"hidden_dropout_prob": 0.1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BUILT_IN, experiments.TINY_VIT, tiny)
+        patch.setitem(models.BUILT_IN, models.TINY_VIT, tiny)
         patch.setattr(resume, "SAVING_SHARE", math.inf)  # at every evaluation, however long writing takes
         yield
 
@@ -245,11 +245,11 @@ def test_a_gradient_scaler_keeps_a_lost_step_away_from_the_weights(at_step, monk
     _add_scaler(monkeypatch)
     # On a CPU the scaler goes with fp32, where such a loss would end the training.
     rule = faults.require_finite
-    monkeypatch.setattr(trainer, "require_finite", lambda name, losses, _: rule(name, losses, Precision.FP16))
+    monkeypatch.setattr(watch, "require_finite", lambda name, losses, _: rule(name, losses, Precision.FP16))
     at_step(3, _spoil)
-    splits, processor = load_splits("digits", train_limit=48), models.load_processor(experiments.TINY_VIT)
+    splits, processor = load_splits("digits", train_limit=48), models.load_processor(models.TINY_VIT)
     parts = [as_tensors(part, processor) for part in (splits.train, splits.validation, splits.test)]
-    model = models.from_scratch(experiments.TINY_VIT, splits.labels)
+    model = models.from_scratch(models.TINY_VIT, splits.labels)
     recipe = Recipe(learning_rate=1e-3, epochs=1, batch_size=8, patience=3, max_grad_norm=1.0)
     with quiet():
         outcome = trainer.run(trainer.Task(model, *parts, recipe, Precision.FP32, seed=0), SilentBar())
@@ -329,7 +329,7 @@ def test_a_broken_image_is_named(pictures, tmp_path, monkeypatch, contents, kept
     broken = pictures / "dark" / "3.png"
     broken.write_bytes(contents(broken.read_bytes()))
     with pytest.raises(TrainingError, match=f"data set '{pictures}': '{broken}' cannot be read as an image"):
-        _quietly(_scratch(tmp_path / "out", data=str(pictures), model=experiments.TINY_VIT, epochs=1))
+        _quietly(_scratch(tmp_path / "out", data=str(pictures), model=models.TINY_VIT, epochs=1))
     assert not (tmp_path / "out").exists()
 
 
@@ -343,7 +343,7 @@ def test_an_error_of_another_file_is_not_blamed_on_the_images(pictures):
 def test_images_of_a_size_that_the_model_does_not_take(pictures, tmp_path, mode):
     checkpoint = tmp_path / "checkpoint"
     with quiet():
-        models.from_scratch(experiments.TINY_VIT, ("dark", "light")).save_pretrained(checkpoint)
+        models.from_scratch(models.TINY_VIT, ("dark", "light")).save_pretrained(checkpoint)
     models._vit_processor(24).save_pretrained(checkpoint)
     config = _scratch(tmp_path / "out", mode, data=str(pictures), model=str(checkpoint))
     with pytest.raises(TrainingError, match="takes images of 16 by 16, its image processor makes 24 by 24; correct"):
@@ -354,7 +354,7 @@ def test_images_of_a_size_that_the_model_does_not_take(pictures, tmp_path, mode)
 def test_a_checkpoint_with_another_number_of_classes_gets_a_new_head(pictures, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     with quiet():
-        models.from_scratch(experiments.TINY_VIT, tuple("abcdefg")).save_pretrained(checkpoint)
+        models.from_scratch(models.TINY_VIT, tuple("abcdefg")).save_pretrained(checkpoint)
     models._vit_processor(16).save_pretrained(checkpoint)
     config = _scratch(tmp_path / "out", data=str(pictures), model=str(checkpoint), epochs=1)
     _quietly(replace(config, experiments=(Experiment.FINETUNE,)))

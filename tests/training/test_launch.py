@@ -19,7 +19,8 @@ from bwsk_fx.training.output import Output
 from bwsk_fx.training.quiet import quiet
 
 FOLDERS = ["scratch-conventional", "scratch-bwsk-analyzed", "scratch-bwsk-reversible"]
-PUBLISHED = {"README.md", "results.json", "loss.png", "accuracy.png", "memory.png"}
+PICTURES = {f"{name}.{suffix}" for name in ("loss", "accuracy", "memory", "timeline") for suffix in ("png", "svg")}
+PUBLISHED = {"README.md", "config.yaml", "results.json", *PICTURES}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # On a machine without GPUs, accelerate starts one process unless it is told that there are to be several.
 ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -17,7 +17,7 @@ from bwsk_fx.training.config import Experiment, Mode
 from bwsk_fx.training.experiments import train
 from bwsk_fx.training.output import Output
 from bwsk_fx.training.resume import MARKER, Checkpoint, Checkpoints, Pace
-from bwsk_fx.training.trainer import _KeepBest
+from bwsk_fx.training.watch import KeepBest
 
 KILLED = -9
 FINISHED = 0
@@ -267,15 +267,15 @@ def test_the_unfinished_work_of_another_variant_is_left_alone(unfinished, make_t
 def test_a_checkpoint_holds_the_best_weights_and_the_patience(tmp_path):
     model, control = torch.nn.Linear(2, 2), TrainerControl()
 
-    def evaluate(keeper: _KeepBest, accuracy: float) -> None:
+    def evaluate(keeper: KeepBest, accuracy: float) -> None:
         keeper.on_evaluate(None, None, control, metrics={"eval_accuracy": accuracy}, model=model)
 
-    keeper, best = _KeepBest(patience=3), model.weight.detach().clone()
+    keeper, best = KeepBest(patience=3), model.weight.detach().clone()
     evaluate(keeper, 0.5)
     torch.nn.init.normal_(model.weight)
     evaluate(keeper, 0.4)
     keeper.save(tmp_path)
-    resumed = _KeepBest(patience=3)
+    resumed = KeepBest(patience=3)
     resumed.load(Checkpoint(tmp_path, 2))
     evaluate(resumed, 0.5)
     assert not control.should_training_stop

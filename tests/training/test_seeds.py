@@ -6,19 +6,20 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from bwsk_fx.cli import app
 from bwsk_fx.errors import TrainingError
-from bwsk_fx.training import card, experiments, seeds
+from bwsk_fx.training import card, seeds, session
 from bwsk_fx.training.comparison import compare
 from bwsk_fx.training.config import Experiment, Mode
 from bwsk_fx.training.experiments import train
 from bwsk_fx.training.output import Output, write_json
 from bwsk_fx.training.seed_tables import comparison_tables
 
-ROOT_FILES = {"README.md", "results.json", "comparison.json", "comparison.png", "comparison.svg"}
+ROOT_FILES = {"README.md", "config.yaml", "results.json", "comparison.json", "comparison.png", "comparison.svg"}
 VARIANTS = ["scratch-conventional", "scratch-bwsk-reversible"]
 RUN = {
     "experiments": (Experiment.SCRATCH,),
@@ -86,6 +87,7 @@ def test_the_files_at_the_root_say_what_the_seeds_say(two):
     assert kept["against_conventional"]["bwsk_reversible"]["undefined"] == "equal differences"
     accuracy = contents["experiments"]["scratch"]["test_accuracy"]["modes"]["conventional"]
     assert accuracy["by_seed"] == {str(seed): runs[seed]["scratch-conventional"]["test_metric"] for seed in (3, 4)}
+    assert yaml.safe_load((output / "config.yaml").read_text())["seeds"] == 2
     summary = _no_constants((output / "results.json").read_text())
     assert summary["seeds"] == [3, 4]
     assert summary["variants"]["scratch-conventional"]["test_accuracy"]["mean"] == accuracy["mean"]
@@ -189,7 +191,7 @@ def test_seeds_that_are_trained_again_are_no_longer_spoken_of(copied, make_tiny,
 
 
 def _cut_off(patched, after: int) -> None:
-    whole, done = experiments.run, []
+    whole, done = session.run, []
 
     def run(*arguments):
         if len(done) == after:
@@ -197,7 +199,7 @@ def _cut_off(patched, after: int) -> None:
         done.append(whole(*arguments))
         return done[-1]
 
-    patched.setattr(experiments, "run", run)
+    patched.setattr(session, "run", run)
 
 
 def test_one_folder_has_one_layout(copied, two, make_tiny, six_variants):
@@ -245,9 +247,9 @@ def _write(output, folders: dict[str, list[str]], two) -> None:
             write_json(output / seed / variant / "training_results.json", result)
 
 
-def test_without_the_conventional_mode_the_card_says_so(two, tmp_path):
+def test_without_the_conventional_mode_the_card_says_so(two, make_tiny, tmp_path):
     _write(tmp_path, {"seed-0": VARIANTS[1:], "seed-1": VARIANTS[1:]}, two)
-    seeds.write_comparison(Output(tmp_path))
+    seeds.write_comparison(Output(tmp_path), make_tiny(tmp_path))
     text = (tmp_path / "README.md").read_text()
     assert "* scratch has no conventional mode, so there is nothing to compare: its figures are means only." in text
     assert "d_z" not in text
@@ -255,9 +257,9 @@ def test_without_the_conventional_mode_the_card_says_so(two, tmp_path):
     assert "1 variant of" in text
 
 
-def test_seeds_that_are_left_out_are_named(two, tmp_path):
+def test_seeds_that_are_left_out_are_named(two, make_tiny, tmp_path):
     _write(tmp_path, {"seed-0": VARIANTS, "seed-2": VARIANTS[:1]}, two)
-    seeds.write_comparison(Output(tmp_path))
+    seeds.write_comparison(Output(tmp_path), make_tiny(tmp_path))
     text = (tmp_path / "README.md").read_text()
     assert "left out: 2." in text
     assert "* One seed." in text
@@ -266,8 +268,8 @@ def test_seeds_that_are_left_out_are_named(two, tmp_path):
     assert "±" not in text
 
 
-def test_seeds_without_a_common_variant_are_not_compared(two, tmp_path):
+def test_seeds_without_a_common_variant_are_not_compared(two, make_tiny, tmp_path):
     _write(tmp_path, {"seed-0": VARIANTS[:1], "seed-1": VARIANTS[1:]}, two)
     with pytest.raises(TrainingError, match=r"no seed in .* holds every variant"):
-        seeds.write_comparison(Output(tmp_path))
+        seeds.write_comparison(Output(tmp_path), make_tiny(tmp_path))
     assert _names(tmp_path) == {"seed-0", "seed-1"}

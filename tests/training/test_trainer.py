@@ -13,11 +13,12 @@ from bwsk_fx.training.modes import put_into, require_effect
 from bwsk_fx.training.progress import SilentBar
 from bwsk_fx.training.quiet import quiet
 from bwsk_fx.training.resume import Checkpoints
-from bwsk_fx.training.trainer import Outcome, Task, _KeepBest, run, set_seed
+from bwsk_fx.training.trainer import Outcome, Task, run, set_seed
+from bwsk_fx.training.watch import KeepBest
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=1, batch_size=8, patience=3, max_grad_norm=1.0)
 PLAN = ReversibleOptions()
-_KEEP_BEST = _KeepBest.on_evaluate
+_KEEP_BEST = KeepBest.on_evaluate
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_the_best_weights_come_back(splits, monkeypatch):
             weights.append(model.classifier.weight.detach().clone())
         _KEEP_BEST(self, args, state, control, metrics=metrics, model=model, **kwargs)
 
-    monkeypatch.setattr(_KeepBest, "on_evaluate", watched)
+    monkeypatch.setattr(KeepBest, "on_evaluate", watched)
     model, outcome = _train(splits, replace(RECIPE, evaluation_steps=10))
     assert len(weights) == 5
     assert torch.equal(model.classifier.weight, weights[1])
@@ -174,7 +175,7 @@ def test_accumulated_batches_make_one_step(few):
 
 
 def test_keep_best_takes_the_first_of_equals():
-    model, keeper = torch.nn.Linear(2, 2), _KeepBest(patience=2)
+    model, keeper = torch.nn.Linear(2, 2), KeepBest(patience=2)
     control = type("Control", (), {"should_training_stop": False})()
     weights = []
     for accuracy in (0.5, 0.7, 0.7, 0.6):

@@ -14,7 +14,10 @@ def test_what_a_run_sets_is_refused_or_given_way_to(tmp_path):
     changed = {
         name for name in TrainingArguments.__dataclass_fields__ if getattr(ours, name) != getattr(defaults, name)
     }
-    given_way = {"optim", "per_device_eval_batch_size", "logging_strategy", "dataloader_pin_memory"}
+    given_way = {
+        *("optim", "per_device_eval_batch_size", "logging_strategy"),
+        *("dataloader_pin_memory", "ddp_find_unused_parameters"),
+    }
     assert {"learning_rate", "seed", "output_dir"} <= changed
     assert changed - given_way <= trainer_options._REFUSED.keys()
 
