@@ -92,6 +92,19 @@ def test_two_processes_learn_what_one_does(alone, launched, folder):
     assert found["saved_for_backward_bytes"] < 0.6 * expected["saved_for_backward_bytes"]
 
 
+@pytest.mark.slow
+def test_batches_that_make_a_step_together_are_shared_too(vit, tmp_path):
+    # Five batches of 16 are three steps: the last one has the small batch alone.
+    settings = {"modes": "conventional", "trainer": "gradient_accumulation_steps=2"}
+    for name, launcher in (("one", []), ("two", TORCHRUN)):
+        done = _launch(launcher, *_command(tmp_path / name, vit, **settings))
+        assert done.returncode == 0, done.stderr
+    expected, found = (_result(tmp_path / name, FOLDERS[0]) for name in ("one", "two"))
+    assert found["total_steps"] == 6
+    assert found["loss_curve"]["loss"] == pytest.approx(expected["loss_curve"]["loss"], rel=1e-5)
+    assert found["accuracy_curve"] == expected["accuracy_curve"]
+
+
 def test_two_processes_write_and_print_once(launched):
     output, done = launched
     assert {path.name for path in output.iterdir()} == {*PUBLISHED, *FOLDERS}
