@@ -1,7 +1,10 @@
 """What a whole run leaves: the published layout, comparable results, and nothing that says where it was made."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +112,24 @@ def test_every_variant_loads_as_an_ordinary_model(six_variants, folder):
     processor = models.load_processor(str(six_variants.output / folder))
     image = load_splits("digits").test[0]["image"].convert("RGB")
     assert model(**processor(image, return_tensors="pt")).logits.shape == (1, 10)
+
+
+def test_a_process_without_bwsk_fx_gets_the_accuracies_that_were_reported(six_variants, tmp_path):
+    # Links, so that what the process writes is not found in the run's folder.
+    folders = [tmp_path / folder for folder in FOLDERS]
+    for folder in folders:
+        folder.symlink_to(six_variants.output / folder.name)
+    test, processor = load_splits("digits").test, models.load_processor(str(folders[0]))
+    images = [image.convert("RGB") for image in test["image"]]
+    torch.save(processor(images, return_tensors="pt")["pixel_values"], tmp_path / "pixels.pt")
+    program = Path(__file__).with_name("without_bwsk_fx.py")
+    command = [sys.executable, program, tmp_path / "pixels.pt", *folders]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    labels = torch.tensor(test["label"])
+    for folder in folders:
+        right = torch.load(f"{folder}.logits.pt", weights_only=True).argmax(-1) == labels
+        assert right.double().mean().item() == pytest.approx(six_variants.results[folder.name]["test_metric"])
 
 
 def test_finetuning_starts_from_a_checkpoint_of_the_digits_0_to_4(six_variants):

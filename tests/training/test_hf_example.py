@@ -18,32 +18,7 @@ from bwsk_fx.measure import saved_for_backward
 from bwsk_fx.training.callback import BwskCallback
 from bwsk_fx.training.data import digits
 
-# Loads a saved model where bwsk_fx cannot be imported, and keeps what it predicts.
-LOADER = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "bwsk_fx":
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
-try:
-    import bwsk_fx
-except ImportError:
-    pass
-else:
-    raise SystemExit("bwsk_fx was imported")
-
-import torch
-from transformers import AutoModelForImageClassification
-
-folder = sys.argv[1]
-model = AutoModelForImageClassification.from_pretrained(folder)
-with torch.no_grad():
-    logits = model(torch.load(f"{folder}/pixels.pt", weights_only=True)).logits
-torch.save(logits, f"{folder}/logits.pt")
-"""
+LOADER = Path(__file__).with_name("without_bwsk_fx.py")
 
 
 @dataclass(frozen=True)
@@ -165,15 +140,16 @@ def test_the_weights_were_trained(runs):
 
 
 @pytest.mark.parametrize("way", ["line", "callback"])
-def test_what_was_saved_needs_no_bwsk_fx(runs, way):
+def test_what_was_saved_needs_no_bwsk_fx(runs, way, tmp_path):
     found = getattr(runs, way)
     pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.save(pixels, found.folder / "pixels.pt")
-    done = subprocess.run([sys.executable, "-c", LOADER, found.folder], capture_output=True, text=True, timeout=300)
+    torch.save(pixels, tmp_path / "pixels.pt")
+    command = [sys.executable, LOADER, tmp_path / "pixels.pt", found.folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = found.model.eval()(pixels).logits
-    assert torch.equal(torch.load(found.folder / "logits.pt", weights_only=True), expected)
+    assert torch.equal(torch.load(f"{found.folder}.logits.pt", weights_only=True), expected)
 
 
 def test_the_line_alone_trains(tmp_path, runs):
