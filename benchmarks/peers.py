@@ -17,7 +17,7 @@ from memory_sharing import share_memory
 from torch import Tensor, fx, nn
 from torch._dynamo import lookup_backend
 from torch._functorch import config as functorch_config
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
 from transformers import ViTForImageClassification
 
@@ -88,13 +88,16 @@ class MatmulPolicy:
         self._cached = 0
 
     def __call__(
-        self, context: SelectiveCheckpointContext, operator: torch._ops.OpOverload, *_: Any, **__: Any
+        self, context: SelectiveCheckpointContext, operator: torch._ops.OpOverload, *args: Any, **kwargs: Any
     ) -> CheckpointPolicy:
         """Decide about one operator."""
         if operator not in INTENSIVE:
             return CheckpointPolicy.PREFER_RECOMPUTE
         if not context.is_recompute:
-            outputs = (leaf for leaf in tree_leaves(context.op_output) if isinstance(leaf, Tensor))
+            # Before torch 2.12 a policy is asked first, and the operator runs afterwards.
+            result = getattr(context, "op_output", None)
+            result = _shapes_of(operator, args, kwargs) if result is None else result
+            outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             storages = {output.untyped_storage()._cdata: output.untyped_storage().nbytes() for output in outputs}
             self._cached += sum(storages.values())
         return CheckpointPolicy.MUST_SAVE
@@ -104,6 +107,15 @@ class MatmulPolicy:
         before = self._cached
         forward()
         return self._cached - before
+
+
+def _shapes_of(operator: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
+    """What an operator would return, as tensors without elements."""
+    return operator(*tree_map_only(Tensor, _without_elements, args), **tree_map_only(Tensor, _without_elements, kwargs))
+
+
+def _without_elements(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
 
 
 class MemoryBudget:

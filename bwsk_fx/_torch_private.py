@@ -55,6 +55,16 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def python_kernels() -> AbstractContextManager[Any]:
+    """Return a context in which operators that are made of others run by PyTorch's Python code, where there is any.
+
+    It keeps sizes symbolic. Their C++ code makes numbers of some: in torch 2.11, matmul's does of the batch size.
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+
+    return enable_python_dispatcher()
+
+
 def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = ()) -> torch.Tensor:
     """Return the fake twin of `tensor`; equal sizes along `dynamic_dims` share one symbol."""
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext

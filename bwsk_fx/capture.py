@@ -157,6 +157,7 @@ def _record(
         emptied_caches(model),
         torch.random.fork_rng(devices=()),
         mode,
+        private.python_kernels(),
         private.swapped_parameters(model, fakes),
     ):
         arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}

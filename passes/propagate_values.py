@@ -28,7 +28,8 @@ class PropagateValues(Pass):
         own = dict(graph_module.named_parameters()) | dict(graph_module.named_buffers())
         fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in own.items()}
         swapped = private.swapped_parameters(graph_module, fakes)
-        with torch.random.fork_rng(devices=()), mode, swapped, private.without_autocast():
+        kernels = private.python_kernels()
+        with torch.random.fork_rng(devices=()), mode, kernels, swapped, private.without_autocast():
             _Propagator(graph_module).run(*inputs, enable_io_processing=False)
         return PassResult(graph_module, False)
 

@@ -110,11 +110,12 @@ def test_losses_are_sums_over_samples(loss):
     [
         (F.softmax, lambda x: F.softmax(x, -1), lambda call: mapped(call.operand.layout, "no"), Behaviour.MAP),
         (torch.cumsum, lambda x: torch.cumsum(x, 1), lambda call: mapped(call.operand.layout, "no"), Behaviour.MAP),
-        (
+        pytest.param(
             torch.quantile,
             lambda x: torch.quantile(x, 0.5, 1),
             lambda call: along(call, (1,), Behaviour.REDUCE, "no", "no", keeps=False),
             Behaviour.REDUCE,
+            marks=pytest.mark.skipif(torch.__version__ < "2.12", reason="quantile takes no symbolic sizes there"),
         ),
     ],
 )

@@ -120,6 +120,15 @@ def fake_tensor():
     assert (first.shape[0] == 1).node.expr.free_symbols, "a batch of one is not ruled out"
 
 
+@check
+def python_kernels():
+    mode = private.fake_mode()
+    x = private.fake_tensor(mode, torch.ones(3, 2, 4, 5), dynamic_dims=(0,))
+    with mode, private.python_kernels():
+        product = torch.matmul(x, x.transpose(2, 3))
+    assert product.shape[0].node.expr == x.shape[0].node.expr
+
+
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
     return [torch.relu(x @ weight)]
 
