@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -88,6 +90,51 @@ def test_every_python_block_runs_or_says_why_not(page):
     assert len(left_out) == NOT_RUN.get(page, 0)
     indented = [token.content for token in _tokens(page, "code_block")]
     assert not [code for code in indented if re.search(CODE, code, re.MULTILINE)]
+
+
+@pytest.fixture
+def hooks():
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_benchmarks_have_a_table_per_result_file_under_the_name_of_its_device(hooks):
+    page = hooks.benchmarks_page(hooks.RESULTS)
+    files = list(hooks.RESULTS.rglob("*.json"))
+    for path in files:
+        content = json.loads(path.read_text())
+        heading = f"### {content['device']}: {path.relative_to(hooks.RESULTS).with_suffix('').as_posix()}\n"
+        section = page.split(heading)[1].split("\n##")[0]
+        assert len(re.findall(r"^ *\|", section, re.MULTILINE)) == len(content["rows"]) + 2
+        assert f"torch {content['torch']}, transformers {content['transformers']}" in section
+    assert page.count("\n### ") == len(files) > 0
+
+
+def test_benchmarks_show_what_a_file_says(hooks, tmp_path):
+    rows = [{"variant": "a|b", "ms": 12.3456, "kept": None, "agree": True}, {"variant": "c", "ms": 12345.6, "max": 2}]
+    content = {
+        "question": "made-up",
+        "device": "Device 9",
+        "torch": "1",
+        "transformers": "2",
+        "settings": {"n": [1, 2]},
+    }
+    (tmp_path / "made-up-cpu.json").write_text(json.dumps(content | {"rows": rows}))
+    page = hooks.benchmarks_page(tmp_path)
+    assert "### Device 9: made-up-cpu\n\ntorch 1, transformers 2. Settings: n 1 / 2.\n" in page
+    assert "| variant | ms | kept | agree | max |\n|---|--:|---|--:|--:|\n" in page
+    assert "| a\\|b | 12.3 |  | yes |  |\n| c | 12346 |  |  | 2 |\n" in page
+
+
+def test_the_site_says_how_a_block_is_run(hooks):
+    page = "```python no-run: needs a GPU\nx\n```\n```python torchrun\ny\n```\n```python\nz\n```"
+    titles = re.findall(r"^```python.*$", hooks.on_page_markdown(page), re.MULTILINE)
+    assert titles[0] == '```python title="Not run by the tests: needs a GPU"'
+    assert titles[1] == '```python title="Under torchrun --nproc-per-node 2"'
+    assert titles[2] == "```python"
 
 
 def _entry(package: ModuleType, name: str) -> str:
