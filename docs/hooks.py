@@ -14,8 +14,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCE = ROOT / "build" / "docs-source"
+KEYS = ("question", "device", "torch", "transformers", "settings", "rows")
+PLACE = "<!-- results -->"
 PICTURES = "images/benchmarks"
 LONG_TABLE = 20
+LONG_LIST = 10
 NO_RUN = re.compile(r"^```python no-run: (.+)$", re.MULTILINE)
 TORCHRUN = re.compile(r"^```python torchrun$", re.MULTILINE)
 
@@ -28,30 +31,34 @@ def on_config(config: Any) -> None:
 
 
 def on_files(files: Any, config: Any) -> None:
-    """Add the page of benchmarks and its pictures, made from the result files."""
+    """Add the pictures that lie beside the result files."""
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, "benchmarks.md", content=benchmarks_page(RESULTS)))
-    for picture in _pictures(RESULTS):
+    for picture in sorted(path for path in RESULTS.rglob("*.png") if path.with_suffix(".json").exists()):
         name = f"{PICTURES}/{picture.relative_to(RESULTS).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(picture)))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Show on the page how a block of code is run, or why the tests do not run it."""
+    """Put the tables of the benchmarks on their page, and show how blocks are run, or why the tests do not run them."""
+    if PLACE in markdown:
+        markdown = markdown.replace(PLACE, result_tables(RESULTS))
     markdown = TORCHRUN.sub('```python title="Under torchrun --nproc-per-node 2"', markdown)
     return NO_RUN.sub(lambda found: f'```python title="Not run by the tests: {found.group(1)}"', markdown)
 
 
-def benchmarks_page(results: Path) -> str:
-    """Return the page that shows every result file as a table under its device's name.
+def result_tables(results: Path) -> str:
+    """Return every result file as a table under its device's name, by question, as Markdown.
 
     Args:
         results: Folder of the JSON files that the programs in `benchmarks/` write.
+
+    Raises:
+        ValueError: A file is not what they write.
     """
-    files = [(json.loads(path.read_text(encoding="utf-8")), path) for path in sorted(results.rglob("*.json"))]
+    files = [(_read(path), path) for path in sorted(results.rglob("*.json"))]
     files.sort(key=lambda pair: pair[0]["question"])
-    lines = ["# Benchmarks", "", *_introduction()]
+    lines = []
     for question, group in groupby(files, key=lambda pair: pair[0]["question"]):
         lines += [f"## {question}", "", *_purpose(question)]
         for content, path in group:
@@ -59,11 +66,12 @@ def benchmarks_page(results: Path) -> str:
     return "\n".join(lines)
 
 
-def _introduction() -> Iterator[str]:
-    yield "Made from the files in `benchmarks/results/` when this site is built. Each file is what one program in"
-    yield "`benchmarks/` wrote on the device that is named; times of different devices, or of different runs, do not"
-    yield "compare. What the figures count is said by the program's `--help` and in the first lines of its source."
-    yield ""
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    missing = [key for key in KEYS if key not in content]
+    if missing:
+        raise ValueError(f"{path.name} has no {missing[0]!r}: expected what benchmarks/common.py writes")
+    return content
 
 
 def _purpose(question: str) -> Iterator[str]:
@@ -78,7 +86,7 @@ def _result(content: dict[str, Any], path: Path) -> Iterator[str]:
     yield f"### {content['device']}: {path.with_suffix('').as_posix()}"
     yield ""
     versions = f"torch {content['torch']}, transformers {content['transformers']}"
-    settings = ", ".join(f"{name} {_setting(value)}" for name, value in content["settings"].items() if value != [])
+    settings = ", ".join(f"{name} {_cell(value)}" for name, value in content["settings"].items() if value != [])
     yield f"{versions}. Settings: {settings}."
     yield ""
     table = list(_table(content["rows"]))
@@ -109,14 +117,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    if isinstance(value, (list, dict)):
-        return f"`{json.dumps(value)}`"
+    if isinstance(value, dict) or (isinstance(value, list) and len(value) > LONG_LIST):
+        return f"{len(value)} entries"
+    if isinstance(value, list):
+        return " / ".join(map(_cell, value))
     return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _setting(value: Any) -> str:
-    return " / ".join(map(_cell, value)) if isinstance(value, list) else _cell(value)
-
-
-def _pictures(results: Path) -> list[Path]:
-    return [path for path in sorted(results.rglob("*.png")) if path.with_suffix(".json").exists()]

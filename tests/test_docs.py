@@ -102,7 +102,7 @@ def hooks():
 
 
 def test_benchmarks_have_a_table_per_result_file_under_the_name_of_its_device(hooks):
-    page = hooks.benchmarks_page(hooks.RESULTS)
+    page = hooks.result_tables(hooks.RESULTS)
     files = list(hooks.RESULTS.rglob("*.json"))
     for path in files:
         content = json.loads(path.read_text())
@@ -111,10 +111,14 @@ def test_benchmarks_have_a_table_per_result_file_under_the_name_of_its_device(ho
         assert len(re.findall(r"^ *\|", section, re.MULTILINE)) == len(content["rows"]) + 2
         assert f"torch {content['torch']}, transformers {content['transformers']}" in section
     assert page.count("\n### ") == len(files) > 0
+    assert page in hooks.on_page_markdown((ROOT / "docs" / "benchmarks.md").read_text())
 
 
 def test_benchmarks_show_what_a_file_says(hooks, tmp_path):
-    rows = [{"variant": "a|b", "ms": 12.3456, "kept": None, "agree": True}, {"variant": "c", "ms": 12345.6, "max": 2}]
+    rows = [
+        {"variant": "a|b", "ms": 12.3456, "kept": None, "agree": True},
+        {"variant": "c", "ms": 12345.6, "max": 2, "kept": {"x": [1], "y": []}},
+    ]
     content = {
         "question": "made-up",
         "device": "Device 9",
@@ -123,10 +127,16 @@ def test_benchmarks_show_what_a_file_says(hooks, tmp_path):
         "settings": {"n": [1, 2]},
     }
     (tmp_path / "made-up-cpu.json").write_text(json.dumps(content | {"rows": rows}))
-    page = hooks.benchmarks_page(tmp_path)
+    page = hooks.result_tables(tmp_path)
     assert "### Device 9: made-up-cpu\n\ntorch 1, transformers 2. Settings: n 1 / 2.\n" in page
     assert "| variant | ms | kept | agree | max |\n|---|--:|---|--:|--:|\n" in page
-    assert "| a\\|b | 12.3 |  | yes |  |\n| c | 12346 |  |  | 2 |\n" in page
+    assert "| a\\|b | 12.3 |  | yes |  |\n| c | 12346 | 2 entries |  | 2 |\n" in page
+
+
+def test_a_result_file_of_another_form_is_an_error_that_names_it(hooks, tmp_path):
+    (tmp_path / "odd.json").write_text('{"question": "odd", "device": "none"}')
+    with pytest.raises(ValueError, match=r"^odd\.json has no 'torch': expected what benchmarks/common\.py writes$"):
+        hooks.result_tables(tmp_path)
 
 
 def test_the_site_says_how_a_block_is_run(hooks):
