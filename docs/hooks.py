@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beside rendering: a source tree for the API pages, the page of benchmarks, fence titles."""
+"""What `mkdocs build` does beside rendering: a source tree for the API pages, tables of benchmarks, fence titles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ TORCHRUN = re.compile(r"^```python torchrun$", re.MULTILINE)
 
 
 def on_config(config: Any) -> None:
-    """Copy package and passes into one tree, from which the docstrings are read."""
+    """List the decisions, and copy package and passes into one tree, from which the docstrings are read."""
+    decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    section = next(item for item in config.nav if "Decisions" in item)
+    section["Decisions"] = [f"decisions/{path.name}" for path in decisions]
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(ROOT / "bwsk_fx", SOURCE / "bwsk_fx", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "passes", SOURCE / "bwsk_fx" / "passes", ignore=shutil.ignore_patterns("__pycache__"))
