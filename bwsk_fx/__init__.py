@@ -10,6 +10,7 @@ from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.provenance import erasure_budget, trace_back
 from bwsk_fx.report.comparison import compare_rulesets
+from bwsk_fx.report.difference import compare_graphs
 from bwsk_fx.report.export.dot import to_dot
 from bwsk_fx.report.export.model_explorer import model_explorer_data
 from bwsk_fx.report.export.networks import save_graphml, to_networkx
@@ -30,6 +31,7 @@ __all__ = [
     "certify",
     "certify_axes",
     "compile",
+    "compare_graphs",
     "compare_rulesets",
     "erasure_budget",
     "explain_saved",

@@ -88,8 +88,8 @@ def module_of(node: fx.Node) -> str:
     """Return the path of the innermost module around a node; empty at the top level."""
     if node.op == "call_module":
         return str(node.target)
-    *_, path = ("", *(node.meta.get("nn_module_stack") or ()))
-    return path
+    stack = list(node.meta.get("nn_module_stack") or ())
+    return stack[-1] if stack else ""
 
 
 def _record(call: Call, dynamic: bool) -> NodeRecord:

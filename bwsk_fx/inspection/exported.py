@@ -1,0 +1,78 @@
+"""Programs of `torch.export` in the form of captured graphs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from bwsk_fx.errors import InspectError, first_line
+from bwsk_fx.inspection.sources import Source
+
+_FRAME = re.compile(r'^\s*File "', re.MULTILINE)
+_LIBRARY = str(Path(torch.__file__).parent)
+
+
+def load(path: str) -> Source:
+    """Load a `.pt2` file.
+
+    `torch.export.load` unpickles constants, and weights of tensor subclasses, which can run any code: files of others
+    are to be trusted before they are loaded.
+
+    Raises:
+        InspectError: The file cannot be loaded.
+    """
+    if not Path(path).is_file():
+        raise InspectError(f"'{path}': no such file; torch.export.save makes it")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InspectError(f"'{path}' cannot be loaded by torch.export.load ({why})") from error
+    return from_program(program)
+
+
+def from_program(program: torch.export.ExportedProgram) -> Source:
+    """Return an exported program as a graph that reads its parameters by their paths, and its example inputs.
+
+    Args:
+        program: What `torch.export.export` returned.
+    """
+    module = program.module(check_guards=False)
+    for node in module.graph.nodes:
+        node.meta["nn_module_stack"] = _stack(node)
+        if node.meta.get("stack_trace"):
+            node.meta["stack_trace"] = _innermost(node.meta["stack_trace"])
+    # The program's own module checks and unpacks its inputs before each call; this one takes them flat.
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    _keep_output(module.graph, graph)
+    return Source(fx.GraphModule(module, graph, class_name="ExportedGraph"), _inputs(program, graph))
+
+
+def _keep_output(before: fx.Graph, after: fx.Graph) -> None:
+    after.output_node().meta.update(before.output_node().meta)
+
+
+def _stack(node: fx.Node) -> dict[str, tuple[str, Any]]:
+    """Return the modules around a node by their paths, as in captured graphs, without those that export makes up."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    return {path: (path, kind) for path, kind in stack if path and not path.startswith("_empty_nn_module")}
+
+
+def _innermost(trace: str) -> str:
+    """Return the innermost frame outside of PyTorch."""
+    _, *frames = _FRAME.split(trace)
+    own = [frame for frame in frames if not frame.startswith(_LIBRARY)]
+    return 'File "' + (own or frames or [""])[-1].rstrip()
+
+
+def _inputs(program: torch.export.ExportedProgram, graph: fx.Graph) -> dict[str, Any] | None:
+    if program.example_inputs is None:
+        return None
+    names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    return dict(zip(names, pytree.tree_leaves(program.example_inputs), strict=True))
