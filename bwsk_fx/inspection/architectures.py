@@ -94,8 +94,10 @@ def inputs_of(name: str, model: nn.Module, batch: int) -> dict[str, Tensor]:
     taken = inspect.signature(model.forward).parameters
     inputs = {main: _made_up(name, main, config, task, batch) for main in _mains(model, taken)}
     labels = _labels(task, config, inputs, batch) if "labels" in taken or task.labels == "span" else {}
-    if getattr(config, "is_encoder_decoder", False) and not labels and "decoder_input_ids" in taken:
-        labels = {"decoder_input_ids": _tokens(config, (batch, _TOKENS))}
+    # From labels alone a decoder's input is made by a token that some configurations do not name.
+    begun = labels and getattr(config, "decoder_start_token_id", None) is not None
+    if getattr(config, "is_encoder_decoder", False) and not begun and "decoder_input_ids" in taken:
+        labels = labels | {"decoder_input_ids": _tokens(config, (batch, _TOKENS))}
     return inputs | labels
 
 

@@ -12,7 +12,7 @@ import bwsk_fx
 from bwsk_fx.errors import InspectError
 from bwsk_fx.inspection.sources import Request, Source, load
 from bwsk_fx.report.difference import compare_graphs
-from bwsk_fx.report.listing import Listing, filtered
+from bwsk_fx.report.listing import Listing, filtered, read_filters
 from bwsk_fx.report.operators import by_operator, hot_spots
 from bwsk_fx.report.records import records
 
@@ -29,7 +29,7 @@ class Wanted:
         ruleset: Which rules label its operators.
         extra: Reports beyond the usual ones: `calm`, `compare`, `certify`, `erasure`.
         node: A node to follow back.
-        filters: Which nodes to list; see `filtered`.
+        filters: Which nodes to list; see `read_filters`.
         other: A model to compare with.
         top: Number of hot spots.
     """
@@ -49,12 +49,13 @@ def reports(wanted: Wanted, request: Request) -> tuple[fx.GraphModule, dict[str,
     Raises:
         BwskError: See `sources.load`; or a filter is not read, or there is no such node.
     """
+    filters = read_filters(wanted.filters)
     source = load(wanted.model, request)
     graph = bwsk_fx.type_nodes(source.graph, ruleset=wanted.ruleset)
     # Certification corrects verdicts, which the other reports then show.
     certificates = {"certificates": _certificates(wanted, source)} if "certify" in wanted.extra else {}
     nodes = records(graph)
-    chosen = filtered(nodes, wanted.filters)
+    chosen = filtered(nodes, filters)
     found = {"summary": bwsk_fx.summarize(graph), "operators": by_operator(chosen)}
     found |= {"hot_spots": hot_spots(chosen, wanted.top)} if wanted.ruleset == "sound" else {}
     found |= {"nodes": Listing(chosen)} if wanted.filters else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -43,27 +43,38 @@ class Listing(Printable):
         return table
 
 
-def filtered(nodes: Iterable[NodeRecord], filters: Sequence[str]) -> tuple[NodeRecord, ...]:
-    """Return the counted nodes that pass every kind of filter.
+Filters = Mapping[str, Sequence[str]]
+
+
+def read_filters(words: Sequence[str]) -> Filters:
+    """Return the patterns of each kind of filter.
 
     Args:
-        nodes: The nodes of a graph.
-        filters: `verdict=K`, `operator=Linear` or `module=encoder.*`, with `*` for any text; of several of one kind a
-            node passes one.
+        words: `verdict=K`, `operator=Linear` or `module=encoder.*`, with `*` for any text.
 
     Raises:
         InspectError: A filter is not read.
     """
     wanted: dict[str, list[str]] = {}
-    for words in filters:
-        kind, pattern = _parsed(words)
+    for each in words:
+        kind, pattern = _parsed(each)
         wanted.setdefault(kind, []).append(pattern)
+    return wanted
+
+
+def filtered(nodes: Iterable[NodeRecord], filters: Filters) -> tuple[NodeRecord, ...]:
+    """Return the counted nodes that pass every kind of filter; of one kind one pattern is enough.
+
+    Args:
+        nodes: The nodes of a graph.
+        filters: What `read_filters` returned.
+    """
     return tuple(
         node
         for node in nodes
         if node.counted
         and all(
-            any(fnmatchcase(_FIELDS[kind](node), pattern) for pattern in patterns) for kind, patterns in wanted.items()
+            any(fnmatchcase(_FIELDS[kind](node), pattern) for pattern in patterns) for kind, patterns in filters.items()
         )
     )
 
