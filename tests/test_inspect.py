@@ -365,6 +365,34 @@ def test_an_exported_program_has_modules_lines_and_amounts(exported):
     assert contents["certificates"]["certified"] == contents["summary"]["s"] == 6
 
 
+class _Parts(nn.Module):
+    def forward(self, x, y):
+        with torch.no_grad():
+            low, high = (y * 2).split(2, 1)
+        return {"sum": x.relu() + low, "high": [high]}
+
+
+class _Branch(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), [x])
+
+
+def test_what_an_exported_program_runs_without_gradients_is_part_of_its_graph():
+    import bwsk_fx
+    from bwsk_fx.errors import InspectError
+    from bwsk_fx.inspection.exported import from_program
+
+    inputs = {"x": torch.randn(3, 2), "y": torch.randn(3, 4)}
+    source = from_program(torch.export.export(_Parts(), tuple(inputs.values())))
+    expected = _Parts()(**inputs)
+    total, high = source.graph(*source.inputs.values())
+    assert torch.equal(total, expected["sum"]) and torch.equal(high, expected["high"][0])
+    bwsk_fx.type_nodes(source.graph)
+    assert {node.name for node in source.graph.graph.nodes if node.meta["bwsk"].counted} >= {"mul", "relu", "add"}
+    with pytest.raises(InspectError, match=r"runs a part of it by 'cond'"):
+        from_program(torch.export.export(_Branch(), (torch.randn(3),)))
+
+
 def test_exported_programs_that_do_not_work(exported, tmp_path):
     assert "no such file" in _refused(tmp_path / "missing.pt2")
     (tmp_path / "text.pt2").write_text("not a program")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from pathlib import Path
 from typing import Any
@@ -39,23 +40,56 @@ def load(path: str) -> Source:
 def from_program(program: torch.export.ExportedProgram) -> Source:
     """Return an exported program as a graph that reads its parameters by their paths, and its example inputs.
 
+    What runs under `torch.no_grad` or `enable_grad` is part of the graph like anything else.
+
     Args:
         program: What `torch.export.export` returned.
+
+    Raises:
+        InspectError: The program holds branches, loops or autocast blocks.
     """
     module = program.module(check_guards=False)
-    for node in module.graph.nodes:
+    # The program's own module checks and unpacks its inputs before each call; this one takes them flat.
+    graph = fx.Graph()
+    graph.output(_copied(module, graph, {}))
+    graph.output_node().meta.update(module.graph.output_node().meta)
+    for node in graph.nodes:
         node.meta["nn_module_stack"] = _stack(node)
         if node.meta.get("stack_trace"):
             node.meta["stack_trace"] = _innermost(node.meta["stack_trace"])
-    # The program's own module checks and unpacks its inputs before each call; this one takes them flat.
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    _keep_output(module.graph, graph)
+    graph.lint()
     return Source(fx.GraphModule(module, graph, class_name="ExportedGraph"), _inputs(program, graph))
 
 
-def _keep_output(before: fx.Graph, after: fx.Graph) -> None:
-    after.output_node().meta.update(before.output_node().meta)
+def _copied(module: fx.GraphModule, graph: fx.Graph, at: dict[fx.Node, Any]) -> Any:
+    """Copy the nodes of a module to the end of a graph, and return what it returns; `at` has what stands for inputs."""
+    for node in module.graph.nodes:
+        if node.op == "output":
+            return fx.node.map_arg(node.args[0], at.__getitem__)
+        if node not in at and not _names_a_part(module, node):
+            at[node] = _call(module, graph, node, at)
+    raise AssertionError("a graph has an output")
+
+
+def _call(module: fx.GraphModule, graph: fx.Graph, node: fx.Node, at: dict[fx.Node, Any]) -> Any:
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
+            raise InspectError(
+                f"node '{node.name}' of the exported program runs a part of it by '{node.target.name()}', which has "
+                "no rule: export the model without branches, loops and autocast blocks"
+            )
+        _, part, *operands = node.args
+        inner = getattr(module, str(part.target))  # type: ignore[union-attr]
+        inputs = inner.graph.find_nodes(op="placeholder")
+        own = {into: at[given] for into, given in zip(inputs, operands, strict=True)}  # type: ignore[index]
+        return _copied(inner, graph, own)
+    if node.target is operator.getitem and isinstance(at[node.args[0]], (tuple, list)):  # type: ignore[index]
+        return at[node.args[0]][node.args[1]]  # type: ignore[index]
+    return graph.node_copy(node, at.__getitem__)
+
+
+def _names_a_part(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "get_attr" and isinstance(getattr(module, str(node.target), None), fx.GraphModule)
 
 
 def _stack(node: fx.Node) -> dict[str, tuple[str, Any]]:

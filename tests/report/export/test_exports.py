@@ -8,6 +8,7 @@ import networkx as nx
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 import bwsk_fx
 from bwsk_fx.errors import BwskError, RuleError
@@ -33,7 +34,7 @@ class _Model(nn.Module):
     def forward(self, x, shift):
         for block in self.blocks:
             x = block(x)
-        return {"sum": (x * x + shift).sum(), "x": x}
+        return ImageClassifierOutput(loss=(x * x + shift).sum(), logits=x)
 
 
 @pytest.fixture(scope="module")
