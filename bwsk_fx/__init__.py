@@ -10,6 +10,11 @@ from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.provenance import erasure_budget, trace_back
 from bwsk_fx.report.comparison import compare_rulesets
+from bwsk_fx.report.difference import compare_graphs
+from bwsk_fx.report.export.dot import to_dot
+from bwsk_fx.report.export.model_explorer import model_explorer_data
+from bwsk_fx.report.export.networks import save_graphml, to_networkx
+from bwsk_fx.report.export.svg import save_svg
 from bwsk_fx.report.frontier import plan_frontier
 from bwsk_fx.report.modules import summarize_modules
 from bwsk_fx.report.saved import explain_saved, save_plan
@@ -26,16 +31,22 @@ __all__ = [
     "certify",
     "certify_axes",
     "compile",
+    "compare_graphs",
     "compare_rulesets",
     "erasure_budget",
     "explain_saved",
     "fuse_regions",
+    "model_explorer_data",
     "plan_frontier",
     "restore",
     "rule",
+    "save_graphml",
     "save_plan",
+    "save_svg",
     "summarize",
     "summarize_modules",
+    "to_dot",
+    "to_networkx",
     "trace_back",
     "type_nodes",
 ]

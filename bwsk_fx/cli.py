@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bwsk_fx.console import errors_as_lines, make_console, quiet, status
+from bwsk_fx.inspect_command import inspect
 from bwsk_fx.train_command import train
 
 # Everything heavy (torch, transformers, rich tables) is imported inside the commands, so that --help is quick.
@@ -22,13 +22,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Ruleset(StrEnum):
-    """Which rules label the operators."""
-
-    SOUND = "sound"
-    PUBLISHED = "published"
 
 
 ModelName = Annotated[
@@ -68,49 +61,7 @@ def _options(
     pass
 
 
-@app.command()
-def inspect(
-    model: ModelName,
-    ruleset: Annotated[Ruleset, typer.Option(help="Which rules label the operators.")] = Ruleset.SOUND,
-    calm: Annotated[
-        bool, typer.Option("--calm", metavar="", help="Also show which axes can be split, and where not.")
-    ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", metavar="", help="Also set both rulesets side by side.")
-    ] = False,
-    certify: Annotated[
-        bool,
-        typer.Option("--certify", metavar="", help="Also run the inverse of every S operator, on random weights."),
-    ] = False,
-    erasure: Annotated[
-        bool, typer.Option("--erasure", metavar="", help="Also show what is erased, layer by layer.")
-    ] = False,
-    node: Annotated[
-        str | None,
-        typer.Option(
-            metavar="<name>",
-            show_default=False,
-            help="Also follow this node of the graph back to the inputs, or to what erases them.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-    image_size: ImageSize = None,
-    layers: Layers = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="<int>", help="Images per batch while capturing.")] = 2,
-) -> None:
-    """Label every operator of an image classifier: preserved (S), erased (K) or unknown (GRAY).
-
-    Only the architecture is read, not the weights.
-
-    Example: [b]bwsk-fx inspect vit-base --ruleset published --calm[/b]
-    """
-    overrides = {"image_size": image_size, "num_hidden_layers": layers}
-    with errors_as_lines(), quiet():
-        with status(f"capturing {model}"):
-            graph, inputs = _captured(model, batch_size, {key: value for key, value in overrides.items() if value})
-            wanted = {"calm": calm, "compare": compare, "certify": certify, "erasure": erasure}
-            reports = _reports(graph, inputs, ruleset, {name for name, asked in wanted.items() if asked}, node)
-        _show_reports(model, ruleset, reports, as_json)
+app.command()(inspect)
 
 
 @app.command()
@@ -199,40 +150,6 @@ def _captured(name: str, batch_size: int, overrides: dict[str, int]) -> tuple[An
     pixels = torch.randn(batch_size, channels, *((size, size) if isinstance(size, int) else size))
     inputs = {"pixel_values": pixels, "labels": torch.zeros(batch_size, dtype=torch.long)}
     return bwsk_fx.capture(model, inputs), inputs
-
-
-def _reports(
-    graph: Any, inputs: dict[str, Any], ruleset: Ruleset, wanted: set[str], node: str | None
-) -> dict[str, Any]:
-    """Each report that was asked for, under its key in the JSON."""
-    import bwsk_fx
-
-    bwsk_fx.type_nodes(graph, ruleset=ruleset.value)
-    # Certification corrects verdicts, which the other reports then show.
-    certificates = bwsk_fx.certify(graph, inputs) if "certify" in wanted else None
-    reports: dict[str, Any] = {"summary": bwsk_fx.summarize(graph)}
-    if certificates is not None:
-        reports["certificates"] = certificates
-    if "compare" in wanted:
-        reports["comparison"] = bwsk_fx.compare_rulesets(graph)
-    if "calm" in wanted:
-        reports["calm"] = bwsk_fx.analyze_calm(graph)
-    if "erasure" in wanted:
-        reports["erasure"] = bwsk_fx.erasure_budget(graph)
-    if node is not None:
-        reports["provenance"] = bwsk_fx.trace_back(graph, node)
-    return reports
-
-
-def _show_reports(model: str, ruleset: Ruleset, reports: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        contents = {name: report.to_json() for name, report in reports.items()}
-        typer.echo(json.dumps({"model": model, "ruleset": ruleset.value, **contents}, indent=1))
-        return
-    console = make_console()
-    console.print(f"[b]{model}[/b] under the [b]{ruleset.value}[/b] ruleset")
-    for place, report in enumerate(reports.values()):
-        console.print(*([""] if place else []), report)
 
 
 if __name__ == "__main__":

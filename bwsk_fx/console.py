@@ -49,12 +49,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console of rich; in a file it is wide enough for every table."""
+def make_console(stderr: bool = False, columns: int = _FILE_WIDTH) -> Console:
+    """A console of rich; in a file it has at least so many columns, by default enough for every table."""
     from rich.console import Console
 
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         # Of a narrow table in a file little could be read.
-        console.width = max(console.width, _FILE_WIDTH)
+        console.width = max(console.width, columns)
     return console

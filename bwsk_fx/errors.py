@@ -32,3 +32,7 @@ class RegionError(BwskError):
 
 class TrainingError(BwskError):
     """A training run cannot start or go on: data, checkpoint or output folder."""
+
+
+class InspectError(BwskError):
+    """A model cannot be inspected: it is not found, or nothing is known of its inputs."""

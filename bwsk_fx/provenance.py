@@ -49,9 +49,9 @@ def trace_back(graph: fx.GraphModule, node: fx.Node | str) -> Provenance:
         RuleError: The graph is not typed, or has no such node.
     """
     start = _find(graph, node)
-    calls = _calls(graph)
+    calls = calls_of(graph)
     ways = tuple(_Walk(calls).back_from(start))
-    return Provenance(start.name, _operator(calls[start]), verdict_of(start).label, ways)
+    return Provenance(start.name, operator_of(calls[start]), verdict_of(start).label, ways)
 
 
 def erasure_budget(graph: fx.GraphModule) -> ErasureBudget:
@@ -66,7 +66,7 @@ def erasure_budget(graph: fx.GraphModule) -> ErasureBudget:
     Raises:
         RuleError: The graph is not typed.
     """
-    calls = [call for call in _calls(graph).values() if verdict_of(call.node).counted]
+    calls = [call for call in calls_of(graph).values() if verdict_of(call.node).counted]
     above = _above_blocks(graph.graph)
     layers: list[LayerErasure] = []
     elements: float = 0
@@ -96,7 +96,7 @@ def _find(graph: fx.GraphModule, node: fx.Node | str) -> fx.Node:
     return found
 
 
-def _calls(graph: fx.GraphModule) -> dict[fx.Node, Call]:
+def calls_of(graph: fx.GraphModule) -> dict[fx.Node, Call]:
     """Return every node as its rule sees it, in order.
 
     Raises:
@@ -112,7 +112,8 @@ def _calls(graph: fx.GraphModule) -> dict[fx.Node, Call]:
     return calls
 
 
-def _operator(call: Call) -> str:
+def operator_of(call: Call) -> str:
+    """Return what people call the operator of a node, inputs, attributes and outputs included."""
     names = {"placeholder": "input", "get_attr": "attribute", "output": "output"}
     return names.get(call.node.op) or target_name(call).removeprefix("Tensor.")
 
@@ -198,7 +199,7 @@ class _Walk:
         """Come to a node with several results from those that are determined: if these are not all, they are cut."""
         results = node.meta["val"]
         taken = {part.args[1] % len(results) for part in parts}  # type: ignore[operator]
-        missing = _tensors([result for index, result in enumerate(results) if index not in taken])
+        missing = tensors_of([result for index, result in enumerate(results) if index not in taken])
         if missing and verdict_of(node).label is Label.S:
             why = f"'{node.name}' has {len(results)} results, and the way back needs them all"
             for part, arrival in parts.items():
@@ -256,8 +257,8 @@ def _fit(operands: Sequence[fx.Node], node: fx.Node) -> bool:
 
     It tells joins, which are made of their operands, from `view_as`, whose second operand lends its shape.
     """
-    given = _elements(_tensors([operand.meta["val"] for operand in operands]))
-    made = _elements(_tensors(node.meta.get("val")))
+    given = elements_of(tensors_of([operand.meta["val"] for operand in operands]))
+    made = elements_of(tensors_of(node.meta.get("val")))
     return given is not None and made is not None and given <= made
 
 
@@ -280,20 +281,20 @@ def _writes(call: Call) -> bool:
 
 
 def _share_memory(one: fx.Node, other: fx.Node) -> bool:
-    pairs = product(_tensors(one.meta.get("val")), _tensors(other.meta.get("val")))
+    pairs = product(tensors_of(one.meta.get("val")), tensors_of(other.meta.get("val")))
     return any(private.shares_storage(*pair) for pair in pairs)
 
 
 def _step(call: Call) -> PathStep:
     verdict = verdict_of(call.node)
     witness = verdict.witness or NOTHING
-    return PathStep(call.node.name, _operator(call), verdict.label, witness, verdict.domain, source_line(call.node))
+    return PathStep(call.node.name, operator_of(call), verdict.label, witness, verdict.domain, source_line(call.node))
 
 
 def _cut(call: Call, why: str | None = None, erasure: Erasure | None = None) -> Cut:
     verdict = verdict_of(call.node)
     erasure, why = erasure or verdict.erasure, why or verdict.rationale
-    return Cut(call.node.name, _operator(call), verdict.label, erasure, why, source_line(call.node))
+    return Cut(call.node.name, operator_of(call), verdict.label, erasure, why, source_line(call.node))
 
 
 def _no_news(operand: fx.Node, step: PathStep) -> Cut:
@@ -307,17 +308,19 @@ def _overwritten(operand: fx.Node, writer: Call) -> Cut:
     return _cut(writer, f"it writes into the memory of '{operand.name}' through a view, which is not followed")
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors that a value is or holds."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
-def _elements(tensors: Sequence[torch.Tensor]) -> int | None:
+def elements_of(tensors: Sequence[torch.Tensor]) -> int | None:
+    """Return how many elements tensors have per sample; None where that is not proportional to the batch."""
     counts = [sizes.elements(tensor) for tensor in tensors]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _erasure(missing: Sequence[torch.Tensor]) -> Erasure | None:
-    elements = _elements(missing)
+    elements = elements_of(missing)
     return None if elements is None else Erasure(elements)
 
 
@@ -328,11 +331,11 @@ def _node_erasure(call: Call) -> NodeErasure:
     erasure = verdict_of(call.node).erasure
     return NodeErasure(
         call.node.name,
-        _operator(call),
+        operator_of(call),
         "" if call.module is None else str(call.node.target),
         None if erasure is None else erasure.elements,
         None if erasure is None else erasure.bits,
-        _elements(_tensors([operand.meta["val"] for operand in call.operands])),
+        elements_of(tensors_of([operand.meta["val"] for operand in call.operands])),
     )
 
 

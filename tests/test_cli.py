@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bwsk_fx import train_command
+from bwsk_fx import inspect_command, train_command
 from bwsk_fx.cli import app
 
 TINY = ["--epochs", "1", "--train-limit", "48", "--batch-size", "8"]
@@ -63,6 +63,8 @@ def test_help_names_the_commands_and_every_option():
     assert all(
         option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify")
     )
+    more = ("--input", "--filter", "--diff", "--top", "--svg", "--dot", "--graphml", "--model-explorer", "--depth")
+    assert all(option in text for option in more)
     text = _run("calm", "--help").stdout
     options = ("--axis", "--devices", "--batch-size", "--bandwidth", "--speed", "--svg", "--json", "--layers")
     assert all(option in text for option in options)
@@ -70,12 +72,11 @@ def test_help_names_the_commands_and_every_option():
 
 def test_the_choices_are_the_librarys():
     # Written out twice, so that --help need not import torch.
-    from bwsk_fx import cli
     from bwsk_fx.passes.find_regions import GRANULARITIES
     from bwsk_fx.passes.type_nodes import RULESETS
     from bwsk_fx.planning.options import FAITHS
 
-    assert set(cli.Ruleset) == set(RULESETS)
+    assert set(inspect_command.Ruleset) == set(RULESETS)
     assert set(train_command.Faith) == set(FAITHS)
     assert set(train_command.Granularity) == set(GRANULARITIES)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 from bwsk_fx.rules.axis import Behaviour
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class AxisCertificate:
 
 
 @dataclass(frozen=True)
-class AxisCertificates:
+class AxisCertificates(Printable):
     """What came of all claims of a graph; prints with `rich`, and as plain text with `str`.
 
     Attributes:
@@ -83,9 +83,6 @@ class AxisCertificates:
             "nodes": self.nodes,
             "claims": [asdict(claim) for claim in self.claims],
         }
-
-    def __str__(self) -> str:
-        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render counts by axis and behaviour, and every claim that is not certified."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bwsk_fx.errors import RuleError
+from bwsk_fx.report.render import Printable, wrapped
 from bwsk_fx.rules.axis import Behaviour
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Coordination:
 
 
 @dataclass(frozen=True)
-class AxisReport:
+class AxisReport(Printable):
     """One axis of the graph.
 
     Attributes:
@@ -200,7 +201,7 @@ class AxisReport:
 
 
 @dataclass(frozen=True)
-class CalmReport:
+class CalmReport(Printable):
     """Which parts of a graph run without coordination, along each of its axes.
 
     Attributes:
@@ -284,7 +285,7 @@ class CalmReport:
 
     def __str__(self) -> str:
         backward = (axis.backward_verdict for axis in self.axes if any(axis.backward_counts.values()))
-        return "\n".join([*(axis.verdict for axis in self.axes), *backward, *self._remarks()])
+        return wrapped([*(axis.verdict for axis in self.axes), *backward, *self._remarks()])
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from bwsk_fx.report.calm import size_text
+from bwsk_fx.report.render import Printable, wrapped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,7 +98,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Sharding:
+class Sharding(Printable):
     """The sequence of axes with which a training step on several devices sends the fewest bytes.
 
     Attributes:
@@ -178,7 +179,7 @@ class Sharding:
 
     def __str__(self) -> str:
         lines = [f"{stretch.words}: {stretch.nodes[0]} … {stretch.nodes[-1]}" for stretch in self.sequence]
-        return "\n".join([*lines, self._total()])
+        return wrapped([*lines, self._total()])
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

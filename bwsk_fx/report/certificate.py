@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 from bwsk_fx.rules.claims import Trial
 from bwsk_fx.rules.round_trip import RoundTrip
 from bwsk_fx.verdict import Label, Verdict
@@ -64,7 +64,7 @@ class NodeCertificate:
 
 
 @dataclass(frozen=True)
-class Certificates:
+class Certificates(Printable):
     """What certification found in a graph; prints with `rich`, and as plain text with `str`.
 
     Attributes:
@@ -92,9 +92,6 @@ class Certificates:
         """Return JSON-ready dictionaries."""
         counts = {"certified": len(self.certified), "demoted": len(self.demoted)}
         return counts | {"nodes": [node.to_json() for node in self.nodes]}
-
-    def __str__(self) -> str:
-        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render totals, a row per operator, and the demoted nodes."""

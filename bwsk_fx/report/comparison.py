@@ -12,7 +12,7 @@ from torch import fx
 
 from bwsk_fx.blocks import block_of, grouped, section_and_index, span
 from bwsk_fx.passes.type_nodes import type_nodes
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 from bwsk_fx.verdict import Label, Verdict
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class Comparison(BothCounts):
+class Comparison(BothCounts, Printable):
     """What both rulesets say of a graph's leaf-module calls; prints with `rich`, and as plain text with `str`.
 
     Attributes:
@@ -105,9 +105,6 @@ class Comparison(BothCounts):
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready dictionaries, with the numbers of calls and of agreements."""
         return asdict(self) | {"total": self.total, "agreed": self.agreed}
-
-    def __str__(self) -> str:
-        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render totals, blocks, operators and disagreements."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -94,7 +94,7 @@ class LayerErasure:
 
 
 @dataclass(frozen=True)
-class ErasureBudget:
+class ErasureBudget(Printable):
     """What a model erases per sample, layer by layer; prints with `rich`, and as plain text with `str`.
 
     Attributes:
@@ -133,9 +133,6 @@ class ErasureBudget:
             "gray": self.gray,
             "layers": [layer.to_json() for layer in self.layers],
         }
-
-    def __str__(self) -> str:
-        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render a row per layer, then a row per K node, where runs of equal layers share theirs."""

@@ -13,7 +13,7 @@ from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.planner import choose, foresee
 from bwsk_fx.planning.allocate import Totals
 from bwsk_fx.planning.options import PlanKeywords, plan_options, show_bytes
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -37,7 +37,7 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
-class Frontier:
+class Frontier(Printable):
     """Plans of which none holds less than another in less time.
 
     Attributes:
@@ -69,10 +69,6 @@ class Frontier:
             sizes = show_bytes(totals.kept_bytes), f"{share:.0%}", show_bytes(totals.peak_bytes)
             table.add_row(f"{point.budget:g}", f"{totals.overhead:+.1%}", *sizes)
         return table
-
-    def __str__(self) -> str:
-        """Return the table as plain text."""
-        return as_text(self)
 
 
 def plan_frontier(

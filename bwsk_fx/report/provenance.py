@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 from bwsk_fx.verdict import Erasure, Label, Witness, WitnessKind
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class WayBack:
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Provenance(Printable):
     """What the value of a node says about where it came from; prints with `rich`, and as plain text with `str`.
 
     Attributes:
@@ -132,9 +132,6 @@ class Provenance:
             "cuts": [asdict(cut) for cut in self.cuts],
             "ways": [way.to_json() for way in self.ways],
         }
-
-    def __str__(self) -> str:
-        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render a headline, and each way as a table."""

@@ -16,7 +16,7 @@ from bwsk_fx.planning.allocate import Totals
 from bwsk_fx.planning.options import show_bytes
 from bwsk_fx.planning.plan import Plan, PlannedValue
 from bwsk_fx.planning.stored import write_plans
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 from bwsk_fx.reversible import ReversibleRegion
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RegionPlan:
 
 
 @dataclass(frozen=True)
-class SavedReport:
+class SavedReport(Printable):
     """What the regions of a model keep, and how they come by the rest.
 
     Attributes:
@@ -67,19 +67,21 @@ class SavedReport:
         from rich.table import Table
 
         title = f"kept for the backward pass: {show_bytes(self.kept_bytes)} ({self.totals})"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for heading in ("node", "operator", "shape", "dtype", "size", "source", "needed by"):
-            table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
+        gaps = (0, 1, 0, 0)
+        table = Table(
+            title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=gaps
+        )
+        for heading in ("node, source", "operator", "value", "size", "needed by"):
+            free = heading in ("operator", "needed by")
+            table.add_column(
+                heading, justify="right" if heading == "size" else "left", overflow="fold", no_wrap=not free
+            )
         for name, count, plan in _shared(self.regions):
             times = f" × {count}" if count > 1 else ""
-            table.add_row(f"[b]{name}[/b]{times}", "", "", "", f"[b]{show_bytes(plan.kept_bytes)}[/b]{times}")
+            table.add_row(f"[b]{name}[/b]{times}", "", "", f"[b]{show_bytes(plan.kept_bytes)}[/b]{times}")
             for value in plan.kept:
                 table.add_row(*_cells(value, name))
         return table
-
-    def __str__(self) -> str:
-        """Return the table as plain text."""
-        return as_text(self)
 
 
 def explain_saved(model: nn.Module) -> SavedReport:
@@ -134,4 +136,6 @@ def _shared(regions: Sequence[RegionPlan]) -> Iterator[tuple[str, int, Plan]]:
 def _cells(value: PlannedValue, region: str) -> tuple[str, ...]:
     shape = "×".join(map(str, value.shape)) or "scalar"
     node = value.node.removeprefix(f"{region}_")
-    return f"  {node}", value.operator, shape, value.dtype, show_bytes(value.bytes), Path(value.source).name, value.rule
+    # One below the other, so that the table fits 100 columns.
+    place = f"  {node}\n    {Path(value.source).name}" if value.source else f"  {node}"
+    return place, value.operator, f"{shape} {value.dtype}", show_bytes(value.bytes), value.rule

@@ -11,7 +11,7 @@ from torch import fx
 
 from bwsk_fx.blocks import block_of, grouped, section_and_index, span
 from bwsk_fx.report.nodes import verdict_of
-from bwsk_fx.report.render import as_text
+from bwsk_fx.report.render import Printable
 from bwsk_fx.verdict import Label, Verdict
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class GrayNode:
 
 
 @dataclass(frozen=True)
-class Summary(Counts):
+class Summary(Counts, Printable):
     """What the verdicts of a graph add up to; prints with `rich`, and as plain text with `str`.
 
     Attributes:
@@ -102,9 +102,6 @@ class Summary(Counts):
         """Return JSON-ready dictionaries, with total and ratios."""
         totals = {"total": self.total, "s_ratio": self.s_ratio, "k_ratio": self.k_ratio}
         return asdict(self) | totals
-
-    def __str__(self) -> str:
-        return as_text(self)
 
     def __rich__(self) -> Group:
         """Render totals, erasure, blocks and GRAY nodes."""

@@ -160,7 +160,7 @@ def test_prints_runs_of_equal_blocks_as_one_row(comparison):
 
 
 def test_rich_prints_the_same_text(comparison):
-    console = Console(width=160, highlight=False)
+    console = Console(width=100, highlight=False)
     with console.capture() as captured:
         console.print(comparison)
     assert [line.rstrip() for line in captured.get().splitlines()] == str(comparison).splitlines()

@@ -1,0 +1,1 @@
+"""Typed graphs for other tools: networkx and GraphML, Model Explorer, DOT and SVG."""
