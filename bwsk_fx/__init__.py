@@ -11,6 +11,7 @@ from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.provenance import erasure_budget, trace_back
 from bwsk_fx.report.comparison import compare_rulesets
 from bwsk_fx.report.frontier import plan_frontier
+from bwsk_fx.report.html.page import save_html
 from bwsk_fx.report.modules import summarize_modules
 from bwsk_fx.report.saved import explain_saved, save_plan
 from bwsk_fx.report.summary import summarize
@@ -33,6 +34,7 @@ __all__ = [
     "plan_frontier",
     "restore",
     "rule",
+    "save_html",
     "save_plan",
     "summarize",
     "summarize_modules",
