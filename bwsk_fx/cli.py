@@ -93,6 +93,12 @@ def inspect(
             help="Also follow this node of the graph back to the inputs, or to what erases them.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="<file>", show_default=False, help="Also write one HTML page: graph, plans, memory, axes."
+        ),
+    ] = None,
     as_json: AsJson = False,
     image_size: ImageSize = None,
     layers: Layers = None,
@@ -110,7 +116,10 @@ def inspect(
             graph, inputs = _captured(model, batch_size, {key: value for key, value in overrides.items() if value})
             wanted = {"calm": calm, "compare": compare, "certify": certify, "erasure": erasure}
             reports = _reports(graph, inputs, ruleset, {name for name, asked in wanted.items() if asked}, node)
+            remarks = _page(graph, inputs, html, model) if html else []
         _show_reports(model, ruleset, reports, as_json)
+        for remark in remarks:
+            typer.echo(remark, err=True)
 
 
 @app.command()
@@ -222,6 +231,12 @@ def _reports(
     if node is not None:
         reports["provenance"] = bwsk_fx.trace_back(graph, node)
     return reports
+
+
+def _page(graph: Any, inputs: dict[str, Any], path: Path, model: str) -> list[str]:
+    from bwsk_fx.report.html.command import write_page
+
+    return list(write_page(graph, inputs, path, model))
 
 
 def _show_reports(model: str, ruleset: Ruleset, reports: dict[str, Any], as_json: bool) -> None:

@@ -46,7 +46,8 @@ def timeline_chart(conventional: Timeline, reversible: Timeline) -> str:
         parts.append(f'<polyline class="curve {name}" points="{_points(points)}"/>')
     for place, (name, curve) in enumerate(curves.items()):
         turn = curve.forward_events / (len(curve.live_bytes) or 1)
-        parts.append(f'<line class="turn {name}" x1="{scale.x(turn):.1f}" x2="{scale.x(turn):.1f}" y1="{_TOP}" y2="{scale.y(0):.1f}"/>')
+        x = f"{scale.x(turn):.1f}"
+        parts.append(f'<line class="turn {name}" x1="{x}" x2="{x}" y1="{_TOP}" y2="{scale.y(0):.1f}"/>')
         words = f"{name}: peak {show_bytes(_peak(curve))}"
         parts += _key(name, words, place)
     return _svg(parts, "Live bytes over a training step, conventional and reversible")
@@ -60,7 +61,11 @@ def frontier_chart(frontier: Frontier, chosen: Totals, options: PlanOptions) -> 
     times = [time for time, _, _ in (*points, mine, eager)]
     margin = 0.08 * (max(times) - min(times) or 0.1)
     scale = _Scale(min(times) - margin, max(times) + margin, _above(max(size for _, size, _ in (*points, mine, eager))))
-    parts = [*_grid(scale), *_times(scale), _label(_WIDTH / 2, _HEIGHT - 8, "modelled time beyond the conventional step")]
+    parts = [
+        *_grid(scale),
+        *_times(scale),
+        _label(_WIDTH / 2, _HEIGHT - 8, "modelled time beyond the conventional step"),
+    ]
     line = [(scale.x(time), scale.y(size)) for time, size, _ in points]
     parts.append(f'<polyline class="curve reversible" points="{_points(line)}"/>')
     parts += [_dot(scale, point, "reversible", 4) for point in points]
@@ -136,7 +141,8 @@ def _key(name: str, words: str, place: int) -> list[str]:
 def _dot(scale: _Scale, point: tuple[float, int, str], name: str, radius: int) -> str:
     time, size, words = point
     title = escape(f"{words}: {time:+.1%} time, {show_bytes(size)} kept")
-    return f'<circle class="dot {name}" cx="{scale.x(time):.1f}" cy="{scale.y(size):.1f}" r="{radius}"><title>{title}</title></circle>'
+    place = f'cx="{scale.x(time):.1f}" cy="{scale.y(size):.1f}" r="{radius}"'
+    return f'<circle class="dot {name}" {place}><title>{title}</title></circle>'
 
 
 def _points(points: Sequence[tuple[float, float]]) -> str:

@@ -31,7 +31,9 @@ def rendered(title: str, data: Mapping[str, Any], charts: Mapping[str, str]) -> 
 
     folder = files("bwsk_fx.report.html")
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = Environment(loader=PackageLoader("bwsk_fx.report.html", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("bwsk_fx.report.html", "."), autoescape=True, undefined=StrictUndefined
+    )
     return environment.get_template("page.html.jinja").render(
         title=title,
         version=version("bwsk-fx"),
@@ -63,12 +65,16 @@ def write(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise BwskError(f"the page cannot be written to {path}: {error.strerror}; name a file in a folder that is there") from error
+        raise BwskError(
+            f"the page cannot be written to {path}: {error.strerror}; name a file in a folder that is there"
+        ) from error
 
 
 def _policy(style: str, script: str) -> str:
     """Return a Content-Security-Policy under which nothing runs or loads but this style sheet and this script."""
-    return f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _hash(text: str) -> str:

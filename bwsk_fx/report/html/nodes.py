@@ -127,5 +127,8 @@ def _shared(one: Iterable[tuple[str, str]], other: Iterable[tuple[str, str]]) ->
 def _axes(facts: Sequence[AxisFact]) -> dict[str, dict[str, str]]:
     """Return the most demanding behaviour of a node on each axis, with its reason."""
     worst = strictest(facts)
-    reasons = {axis: next(fact.reason for fact in facts if (fact.axis, fact.behaviour) == (axis, worst[axis])) for axis in worst}
+    reasons = {
+        axis: next(fact.reason for fact in facts if (fact.axis, fact.behaviour) == (axis, worst[axis]))
+        for axis in worst
+    }
     return {axis: {"behaviour": str(behaviour), "reason": reasons[axis]} for axis, behaviour in worst.items()}

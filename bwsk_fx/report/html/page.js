@@ -416,9 +416,9 @@
       { head: "value", value: (row) => row.name, class: "mono" },
       { head: "size", value: (row) => row.bytes, cell: (row) => bytes(row.bytes), number: true },
       { head: "how", value: (row) => ACTIONS[row.action], cell: (row) => action(row.action) },
-      { head: "why", value: (row) => row.why + (row.sources.length ? ` from ${row.sources.join(", ")}` : "") },
+      { head: "why", value: (row) => row.why + (row.sources.length ? ` from ${row.sources.join(", ")}` : ""), class: "soft" },
       { head: "producer", value: (row) => (row.node < 0 ? "" : data.nodes[row.node].name), cell: (row) => (row.node < 0 ? "" : nodeLink(row.node)) },
-      { head: "operator", value: (row) => row.operator },
+      { head: "operator", value: (row) => row.operator, class: "soft" },
       { head: "shape", value: (row) => shape(row.shape), class: "mono" },
       { head: "dtype", value: (row) => row.dtype },
       { head: "region", value: (row) => regionName(row.region) },
@@ -520,7 +520,7 @@
   }
 
   function writeColumns() {
-    const heads = ["module or node", "verdict", "operator", "result", "size", ...(planned ? ["backward pass"] : []), state.axis ? `${state.axis} axis` : ""];
+    const heads = ["module or node", "verdict", "operator", "result", "size", ...(planned ? ["backward"] : []), state.axis ? `${state.axis} axis` : ""];
     byId("columns").className = `row head${planned ? "" : " unplanned"}`;
     byId("columns").replaceChildren(...heads.map((head) => el("span", { class: head === "size" ? "number" : "" }, head)));
   }
@@ -535,6 +535,6 @@
   redraw();
   byId("panel").append(el("p", {}, "Select an operator to see its verdict, why it holds, what it erases, where it comes from, and what it feeds."));
   for (const section of document.querySelectorAll("main > section:not([hidden])")) {
-    byId("sections").append(el("a", { href: `#${section.id}` }, section.id[0].toUpperCase() + section.id.slice(1)));
+    byId("sections").append(el("a", { href: `#${section.id}` }, section.getAttribute("aria-label")));
   }
 })();

@@ -98,11 +98,11 @@ def _planned(
         try:
             step = foresee_step(graph, inputs)
         except PlanError as error:
-            notes = [f"No memory over a step and no frontier: {error}."]
+            notes = [f"No plans for these inputs, no memory over a step and no frontier: {error}."]
         else:
             return step, step.plans, []
     plans = tuple(RegionPlan(name, region.program.plan) for name, region in regions.items() if region.program)
-    return None, plans, notes if plans else [*notes, _NOT_PLANNED]
+    return None, plans, notes if plans or inputs is not None else [*notes, _NOT_PLANNED]
 
 
 def _facts(graph: fx.GraphModule) -> tuple[dict[fx.Node, Sequence[AxisFact]], list[str]]:

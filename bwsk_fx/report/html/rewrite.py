@@ -29,13 +29,13 @@ def _row(region: ReversibleRegion, opened: Opened, entry: RegionPlan | None) -> 
     names = dict(opened.regions[region.name])
     graph = region.subgraph.graph
     inputs = [names[node.name] for node in graph.find_nodes(op="placeholder")]
-    (results,) = graph.output_node().args
+    results: Any = graph.output_node().args[0]
     row = {
         "name": region.name,
         "options": str(region.options),
         "nodes": [place for place in names.values() if place not in set(inputs)],
         "inputs": inputs,
-        "outputs": [names[node.name] for node in results],  # type: ignore[union-attr]
+        "outputs": [names[node.name] for node in results],
     }
     if entry is None:
         return row

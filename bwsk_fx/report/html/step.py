@@ -86,9 +86,7 @@ def _twin(graph: fx.GraphModule) -> fx.GraphModule:
     programs = Programs()
     container = nn.Module()
     for name, region in regions_of(graph).items():
-        container.add_module(
-            name, ReversibleRegion(name, region.subgraph, region.attributes, region.options, programs)
-        )
+        container.add_module(name, ReversibleRegion(name, region.subgraph, region.attributes, region.options, programs))
     return with_graph(graph, copy, {CONTAINER: container})
 
 
