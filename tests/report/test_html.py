@@ -163,11 +163,14 @@ def test_a_saved_value_names_the_node_of_its_own_region(shown):
 
 
 def test_the_timeline_on_fake_tensors_is_that_of_the_step(typed, fused, images):
+    # Gradients of an earlier step are no part of this one.
+    typed(**images).loss.backward()
     step = foresee_step(fused, images)
     for graph, foreseen in ((typed, step.conventional), (fused, step.reversible)):
         measured = measure(graph, images)
         assert max(foreseen.live_bytes) == pytest.approx(measured.peak_activation_bytes, rel=0.01)
-        assert foreseen.live_bytes[foreseen.forward_events - 1] == pytest.approx(measured.saved_bytes, rel=0.05)
+        kept = [line.live_bytes[line.forward_events - 1] for line in (foreseen, measured.timeline)]
+        assert kept[0] == pytest.approx(kept[1], rel=0.01)
     assert max(step.reversible.live_bytes) < 0.8 * max(step.conventional.live_bytes)
 
 
@@ -178,12 +181,13 @@ def test_the_frontier_is_that_of_plan_frontier(typed, fused, images):
 def test_writing_a_page_leaves_the_graph_alone(typed, images, tmp_path):
     graph = bwsk_fx.fuse_regions(typed)
     before = [(node.name, dict(node.meta)) for node in graph.graph.nodes]
+    gradients = [parameter.grad for parameter in graph.parameters()]
     bwsk_fx.save_html(graph, tmp_path / "page.html", images)
     regions = [module for module in graph.modules() if hasattr(module, "plans")]
     assert len(regions) == 4
     assert all(region.program is None and not region.plans() for region in regions)
     assert [(node.name, node.meta) for node in graph.graph.nodes] == before
-    assert all(parameter.grad is None for parameter in graph.parameters())
+    assert all(one is parameter.grad for one, parameter in zip(gradients, graph.parameters(), strict=True))
     assert graph.graph.owning_module is graph
 
 
@@ -285,7 +289,7 @@ def test_a_step_that_cannot_be_planned_is_named(tmp_path):
 
 def test_a_graph_without_labels_is_refused(make_vit, images, tmp_path):
     graph = bwsk_fx.capture(make_vit(), images)
-    with pytest.raises(RuleError, match="call bwsk_fx.type_nodes"):
+    with pytest.raises(RuleError, match=r"call bwsk_fx\.type_nodes"):
         bwsk_fx.save_html(graph, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 

@@ -166,8 +166,14 @@
     if (item) item.row.tabIndex = 0;
   }
 
+  // Within a module, what its path says already is left away, so that names fit.
+  function shortName(node) {
+    const prefix = `${modulePath(node.place).replaceAll(".", "_")}_`;
+    return prefix.length > 1 && node.name.startsWith(prefix) ? `…${node.name.slice(prefix.length)}` : node.name;
+  }
+
   function name(item, words, ...more) {
-    const cell = el("span", { class: "name" }, el("span", { class: "caret" }), el("span", { class: item.node ? "mono" : "", title: words }, words), ...more);
+    const cell = el("span", { class: "name" }, el("span", { class: "caret" }), el("span", { class: item.node ? "mono" : "", title: item.node ? item.node.name : item.group.path }, words), ...more);
     cell.style.paddingLeft = `${8 + 14 * item.depth}px`;
     return cell;
   }
@@ -189,7 +195,7 @@
     const shown = first ? `${shape(first.shape)}${node.results.length > 1 ? ` (+${node.results.length - 1})` : ""}` : "";
     const label = `${node.name}, ${node.operator}, ${WORDS[node.label]}${node.region < 0 ? "" : `, region ${regionName(node.region)}`}`;
     const cells = [
-      name(item, node.name, chipOf(item)),
+      name(item, shortName(node), chipOf(item)),
       el("span", {}, badge(node)),
       el("span", { title: node.target }, node.operator),
       el("span", { class: "mono", title: first ? `${shape(first.shape)} ${first.dtype}` : "" }, shown),
@@ -413,10 +419,10 @@
     byId("saved").hidden = !planned;
     if (!planned) return;
     const columns = [
-      { head: "value", value: (row) => row.name, class: "mono" },
+      { head: "value", value: (row) => row.name, class: "soft mono" },
       { head: "size", value: (row) => row.bytes, cell: (row) => bytes(row.bytes), number: true },
       { head: "how", value: (row) => ACTIONS[row.action], cell: (row) => action(row.action) },
-      { head: "why", value: (row) => row.why + (row.sources.length ? ` from ${row.sources.join(", ")}` : ""), class: "soft" },
+      { head: "why", value: (row) => row.why + (row.sources.length ? ` from ${row.sources.join(", ")}` : ""), class: "soft long" },
       { head: "producer", value: (row) => (row.node < 0 ? "" : data.nodes[row.node].name), cell: (row) => (row.node < 0 ? "" : nodeLink(row.node)) },
       { head: "operator", value: (row) => row.operator, class: "soft" },
       { head: "shape", value: (row) => shape(row.shape), class: "mono" },

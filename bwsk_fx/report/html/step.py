@@ -141,6 +141,8 @@ def _fakes(graph: fx.GraphModule, inputs: Mapping[str, Any]) -> Iterator[list[An
     named = [inputs[str(node.target)] for node in graph.graph.find_nodes(op="placeholder") if node.target in inputs]
     for name, tensor in tensors_of(graph).items():
         stands_for(own[name], tensor)
+        # A fake tensor comes with a fake gradient where there is a real one; a step begins without any.
+        own[name].grad = None
     with mode, private.swapped_parameters(graph, own):
         yield [private.fake_tensor(mode, value) if isinstance(value, Tensor) else value for value in named]
 
