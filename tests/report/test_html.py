@@ -76,12 +76,17 @@ def test_counts_are_those_of_the_summary(typed, tmp_path):
 
 
 def test_nodes_are_folded_by_module_in_order(typed, shown):
-    data, _ = shown
+    data = shown[0]
     assert _places(data["tree"]) == [*range(len(typed.graph.nodes))]
     assert data["tree"]["class"] == "ViTForImageClassification"
     groups = {group["path"]: group for group in _groups(data["tree"])}
     names = [data["nodes"][place]["name"] for place in _places(groups["vit.layers.0.mlp"])]
     assert names == [f"vit_layers_0_mlp_{part}" for part in ("fc1", "activation_fn", "fc2")]
+    operators = {node["name"]: node["operator"] for node in data["nodes"]}
+    words = [
+        operators[name] for name in ("pixel_values", "vit_layernorm", "add", "transpose", "vit_embeddings_cls_token")
+    ]
+    assert words == ["input", "LayerNorm", "add", "transpose", "parameter or buffer"]
     # A leaf module is a node.
     assert "vit.layers.0.mlp.fc1" not in groups
 
@@ -256,7 +261,7 @@ def test_the_file_needs_nothing_outside_itself(fused, images, tmp_path):
         assert b64decode(promised) == sha256(body.encode()).digest()
 
 
-def test_what_there_is_no_data_for_is_left_out_and_named(typed, fused, tmp_path):
+def test_what_there_is_no_data_for_is_left_out_and_named(typed, tmp_path):
     notes = bwsk_fx.save_html(typed, tmp_path / "typed.html")
     assert len(notes) == 1
     assert "not rewritten" in notes[0]
@@ -264,7 +269,7 @@ def test_what_there_is_no_data_for_is_left_out_and_named(typed, fused, tmp_path)
     assert _data(text)["notes"] == list(notes)
     assert "<svg " not in text
     assert _data(text)["rewrite"] is None
-    notes = bwsk_fx.save_html(fused, tmp_path / "fused.html")
+    notes = bwsk_fx.save_html(bwsk_fx.fuse_regions(typed), tmp_path / "fused.html")
     assert [note.partition(":")[0] for note in notes] == ["No memory over a step and no frontier", "No saved values"]
 
 
