@@ -16,6 +16,7 @@ from bwsk_fx.report.export.model_explorer import model_explorer_data
 from bwsk_fx.report.export.networks import save_graphml, to_networkx
 from bwsk_fx.report.export.svg import save_svg
 from bwsk_fx.report.frontier import plan_frontier
+from bwsk_fx.report.html.page import save_html
 from bwsk_fx.report.modules import summarize_modules
 from bwsk_fx.report.saved import explain_saved, save_plan
 from bwsk_fx.report.summary import summarize
@@ -41,6 +42,7 @@ __all__ = [
     "restore",
     "rule",
     "save_graphml",
+    "save_html",
     "save_plan",
     "save_svg",
     "summarize",

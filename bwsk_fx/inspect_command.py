@@ -104,6 +104,7 @@ Compare = Annotated[bool, _flag("--compare", "Also set both rulesets side by sid
 Certify = Annotated[bool, _flag("--certify", "Also run the inverse of every S operator, on random weights.")]
 Erasure = Annotated[bool, _flag("--erasure", "Also show what is erased, layer by layer.")]
 AsJson = Annotated[bool, _flag("--json", "Print JSON instead of tables.")]
+Html = Annotated[Path | None, _file("--html", "Write one HTML page: graph, plans, memory, axes.")]
 Svg = Annotated[Path | None, _file("--svg", "Write a picture of the modules.")]
 Dot = Annotated[Path | None, _file("--dot", "Write the graph for Graphviz.")]
 GraphMl = Annotated[Path | None, _file("--graphml", "Write the graph for Gephi, yEd, Cytoscape or networkx.")]
@@ -129,6 +130,7 @@ def inspect(
     calm: Calm = False,
     certify: Certify = False,
     as_json: AsJson = False,
+    html: Html = None,
     svg: Svg = None,
     dot: Dot = None,
     depth: Depth = None,
@@ -152,18 +154,22 @@ def inspect(
         flags = {"calm": calm, "compare": compare, "certify": certify, "erasure": erasure}
         extra = frozenset(name for name, asked in flags.items() if asked)
         wanted = shown.Wanted(model, ruleset.value, extra, node, tuple(filters or ()), diff, top)
-        files = {"svg": svg, "dot": dot, "graphml": graphml, "model_explorer": model_explorer}
+        files = {"html": html, "svg": svg, "dot": dot, "graphml": graphml, "model_explorer": model_explorer}
         with status(f"capturing {model}"):
-            reports = _reports(wanted, request, {kind: path for kind, path in files.items() if path}, depth)
+            chosen = {kind: path for kind, path in files.items() if path}
+            reports, remarks = _reports(wanted, request, chosen, depth)
         _show(wanted, reports, as_json)
+        for remark in remarks:
+            typer.echo(remark, err=True)
 
 
-def _reports(wanted: Wanted, request: Any, files: dict[str, Path], depth: int | None) -> dict[str, Any]:
+def _reports(
+    wanted: Wanted, request: Any, files: dict[str, Path], depth: int | None
+) -> tuple[dict[str, Any], list[str]]:
     from bwsk_fx.inspection import shown, written
 
-    graph, reports = shown.reports(wanted, request)
-    written.write(graph, files, depth)
-    return reports
+    source, reports = shown.reports(wanted, request)
+    return reports, written.write(written.Subject(source.graph, source.inputs, wanted.model, depth), files)
 
 
 def _show(wanted: Wanted, reports: dict[str, Any], as_json: bool) -> None:

@@ -259,10 +259,11 @@ def _forward(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | Non
             output = model(**inputs)
         else:
             output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    return _loss_of(output)
+    return loss_of(output)
 
 
-def _loss_of(output: Any) -> Tensor:
+def loss_of(output: Any) -> Tensor:
+    """The loss of a model's output: its `loss`, or its first element, summed up where it is not a number."""
     loss = getattr(output, "loss", None)
     if loss is None:
         loss = output if isinstance(output, Tensor) else output[0]

@@ -60,6 +60,7 @@ def test_help_names_the_commands_and_every_option():
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
     text = _run("inspect", "--help").stdout
+    assert "--html" in text
     assert all(
         option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify")
     )
@@ -333,6 +334,27 @@ def test_inspect_follows_a_node():
     assert "way back: cut at classifier" in shown.stdout
     unknown = _run(*small, "vit.layers.0.mlp.fc3")
     _assert_one_line(unknown, "no node 'vit.layers.0.mlp.fc3'", "did you mean 'vit_layers_0_mlp_fc2'")
+
+
+def test_inspect_writes_a_page_and_keeps_its_output_clean(tmp_path):
+    path = tmp_path / "page.html"
+    result = _run("inspect", "vit-tiny-digits", "--layers", 2, "--html", path, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert result.stderr.splitlines() == [f"written to {path}"]
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert data["title"] == "vit-tiny-digits"
+    assert data["tree"]["counts"] == {
+        "S": report["summary"]["s"],
+        "K": report["summary"]["k"],
+        "GRAY": report["summary"]["gray"],
+    }
+    assert data["saved"]
+    assert text.count("<svg ") == 2
+    _assert_one_line(
+        _run("inspect", "vit-tiny-digits", "--layers", 2, "--html", path / "no.html"), "cannot be written", "no.html"
+    )
 
 
 def test_inspect_reads_a_local_configuration(tmp_path):

@@ -43,8 +43,8 @@ class Wanted:
     top: int = 10
 
 
-def reports(wanted: Wanted, request: Request) -> tuple[fx.GraphModule, dict[str, Any]]:
-    """Return the typed graph, and each report under its key in the JSON.
+def reports(wanted: Wanted, request: Request) -> tuple[Source, dict[str, Any]]:
+    """Return the model, whose graph is typed then, and each report under its key in the JSON.
 
     Raises:
         BwskError: See `sources.load`; or a filter is not read, or there is no such node.
@@ -59,7 +59,7 @@ def reports(wanted: Wanted, request: Request) -> tuple[fx.GraphModule, dict[str,
     found = {"summary": bwsk_fx.summarize(graph), "operators": by_operator(chosen)}
     found |= {"hot_spots": hot_spots(chosen, wanted.top)} if wanted.ruleset == "sound" else {}
     found |= {"nodes": Listing(chosen)} if wanted.filters else {}
-    return graph, found | certificates | _extras(wanted, graph) | _difference(wanted, request, graph)
+    return source, found | certificates | _extras(wanted, graph) | _difference(wanted, request, graph)
 
 
 def as_json(wanted: Wanted, found: dict[str, Any]) -> str:

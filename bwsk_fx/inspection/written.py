@@ -3,48 +3,81 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import fx
 
 import bwsk_fx
 from bwsk_fx.report.export.svg import DEPTH
 from bwsk_fx.report.files import write_text
+from bwsk_fx.report.html.command import write_page
 
-Writer = Callable[[fx.GraphModule, Path, int | None], None]
+
+@dataclass(frozen=True)
+class Subject:
+    """What files are written about.
+
+    Attributes:
+        graph: A typed graph.
+        inputs: Of the model; None where there are none.
+        title: The name of the model.
+        depth: To how many parts of a module's path drawings are folded; None for their own choice.
+    """
+
+    graph: fx.GraphModule
+    inputs: Any
+    title: str
+    depth: int | None = None
 
 
-def write(graph: fx.GraphModule, files: Mapping[str, Path], depth: int | None) -> None:
-    """Write files of a typed graph.
+Writer = Callable[[Subject, Path], Iterable[str]]
+
+
+def write(subject: Subject, files: Mapping[str, Path]) -> list[str]:
+    """Write files of a typed graph, and return what there is to say about them.
 
     Args:
-        graph: The graph.
+        subject: What they are about.
         files: Where each kind of file goes; kinds are the keys of `WRITERS`.
-        depth: To how many parts of a module's path drawings are folded; None for their own choice.
 
     Raises:
         BwskError: A file cannot be written.
     """
-    for kind, path in files.items():
-        WRITERS[kind](graph, path, depth)
+    return [remark for kind, path in files.items() for remark in WRITERS[kind](subject, path)]
 
 
-def _svg(graph: fx.GraphModule, path: Path, depth: int | None) -> None:
-    bwsk_fx.save_svg(graph, path, DEPTH if depth is None else depth)
+def _html(subject: Subject, path: Path) -> Iterable[str]:
+    return write_page(subject.graph, subject.inputs, path, subject.title)
 
 
-def _dot(graph: fx.GraphModule, path: Path, depth: int | None) -> None:
-    write_text(path, bwsk_fx.to_dot(graph, depth))
+def _svg(subject: Subject, path: Path) -> Iterable[str]:
+    bwsk_fx.save_svg(subject.graph, path, DEPTH if subject.depth is None else subject.depth)
+    return ()
 
 
-def _graphml(graph: fx.GraphModule, path: Path, depth: int | None) -> None:
-    bwsk_fx.save_graphml(graph, path)
+def _dot(subject: Subject, path: Path) -> Iterable[str]:
+    write_text(path, bwsk_fx.to_dot(subject.graph, subject.depth))
+    return ()
 
 
-def _model_explorer(graph: fx.GraphModule, path: Path, depth: int | None) -> None:
-    write_text(path, json.dumps(bwsk_fx.model_explorer_data(graph), indent=1))
+def _graphml(subject: Subject, path: Path) -> Iterable[str]:
+    bwsk_fx.save_graphml(subject.graph, path)
+    return ()
+
+
+def _model_explorer(subject: Subject, path: Path) -> Iterable[str]:
+    write_text(path, json.dumps(bwsk_fx.model_explorer_data(subject.graph), indent=1))
+    return ()
 
 
 # A further kind of file is a further entry here, and an option of the command.
-WRITERS: Mapping[str, Writer] = {"svg": _svg, "dot": _dot, "graphml": _graphml, "model_explorer": _model_explorer}
+WRITERS: Mapping[str, Writer] = {
+    "html": _html,
+    "svg": _svg,
+    "dot": _dot,
+    "graphml": _graphml,
+    "model_explorer": _model_explorer,
+}

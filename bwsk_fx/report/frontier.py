@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
 from bwsk_fx.passes.fuse_regions import fuse_regions
-from bwsk_fx.planner import choose, foresee
+from bwsk_fx.planner import Foresight, choose, foresee
 from bwsk_fx.planning.allocate import Totals
-from bwsk_fx.planning.options import PlanKeywords, plan_options, show_bytes
+from bwsk_fx.planning.options import PlanKeywords, PlanOptions, plan_options, show_bytes
 from bwsk_fx.report.render import Printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-_BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, math.inf)
+BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, math.inf)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Frontier(Printable):
 def plan_frontier(
     graph: fx.GraphModule,
     inputs: Mapping[str, Any],
-    budgets: Sequence[float] = _BUDGETS,
+    budgets: Sequence[float] = BUDGETS,
     *,
     granularity: str = "block",
     **options: Unpack[PlanKeywords],
@@ -98,7 +98,22 @@ def plan_frontier(
         RegionError: The graph has no region.
     """
     plans = [plan_options(budget, **options) for budget in budgets]
-    foresight = foresee(fuse_regions(graph, granularity=granularity, **options), (), inputs)
+    return _frontier(foresee(fuse_regions(graph, granularity=granularity, **options), (), inputs), plans)
+
+
+def frontier_of(foresight: Foresight, options: PlanOptions, budgets: Sequence[float] = BUDGETS) -> Frontier:
+    """Return what budgets buy in a step that has been foreseen, under the other options of its plan.
+
+    Args:
+        foresight: The step.
+        options: What its plan was asked for; bounds on memory and files of plans do not count.
+        budgets: Extra time, as fractions of the conventional step.
+    """
+    free = replace(options, memory=None, activation_fraction=None, plan=None)
+    return _frontier(foresight, [replace(free, budget=budget) for budget in budgets])
+
+
+def _frontier(foresight: Foresight, plans: Sequence[PlanOptions]) -> Frontier:
     candidates = foresight.candidates()
     points = []
     for plan in plans:

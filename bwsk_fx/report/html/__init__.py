@@ -1,0 +1,1 @@
+"""bwsk-fx: a graph as one HTML file."""

@@ -1,0 +1,28 @@
+"""What `bwsk-fx inspect --html` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from bwsk_fx.errors import RegionError
+from bwsk_fx.passes.fuse_regions import fuse_regions
+from bwsk_fx.report.html.page import save_html
+
+
+def write_page(graph: fx.GraphModule, inputs: Mapping[str, Any], path: Path, title: str) -> Iterator[str]:
+    """Write the page of a typed graph and of its rewrite under default options; yield lines to tell the user.
+
+    Raises:
+        BwskError: The file cannot be written.
+    """
+    try:
+        shown = fuse_regions(graph)
+    except RegionError as error:
+        shown = graph
+        yield f"not rewritten: {error}"
+    yield from save_html(shown, path, inputs, title=title)
+    yield f"written to {path}"
