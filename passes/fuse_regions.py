@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from bwsk_fx.errors import RegionError
 from bwsk_fx.graphs import before_each_call, with_graph
+from bwsk_fx.inplace import copied_out_of_place, is_read_again, shares_memory, written_operand
 from bwsk_fx.passes.find_regions import REGION, FindRegions
 from bwsk_fx.passes.pipeline import Pass, PassPipeline, PassResult
 from bwsk_fx.passes.type_nodes import TypeNodes
@@ -125,9 +126,16 @@ def _subgraph(
         at[node].meta = dict(node.meta)
 
     for node in members:
-        at[node] = graph.node_copy(node, at.__getitem__)
+        written = written_operand(node, original)
+        copies = written is not None and _is_given(written, inputs) and not is_read_again(node, written)
+        at[node] = (copied_out_of_place if copies else fx.Graph.node_copy)(graph, node, at.__getitem__)
     graph.output(tuple(at[node] for node in outputs))
     return fx.GraphModule(original, graph, class_name="Region")
+
+
+def _is_given(node: fx.Node, inputs: Sequence[fx.Node]) -> bool:
+    """Whether a value is an input of the region, or a view of one."""
+    return any(shares_memory(node, given) for given in inputs)
 
 
 def fuse_regions(

@@ -167,6 +167,39 @@ def test_a_saved_value_names_the_node_of_its_own_region(shown):
         assert {row["node"] for row in data["saved"] if row["region"] == places[region["name"]]} <= known
 
 
+class _Block(nn.Module):
+    """The same for PyTorch with and without the identity, but not the same nodes."""
+
+    def __init__(self, identity: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.identity = nn.Identity() if identity else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x).sin()
+        return x + (y if self.identity is None else self.identity(y)).exp()
+
+
+def test_equal_programs_of_different_nodes_name_their_own():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([_Block(False), _Block(True), _Block(False)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x.sum()
+
+    inputs = {"x": torch.randn(2, 4, 8)}
+    fused = bwsk_fx.fuse_regions(bwsk_fx.type_nodes(bwsk_fx.capture(Model(), inputs)))
+    data, _ = page_data(fused, inputs, "model")
+    for region in range(3):
+        named = {row["node"] for row in data["saved"] if row["region"] == region and row["node"] >= 0}
+        own = {place for place, node in enumerate(data["nodes"]) if node["region"] == region}
+        assert len(named & own) >= 3
+
+
 def test_the_timeline_on_fake_tensors_is_that_of_the_step(typed, fused, images):
     # Gradients of an earlier step are no part of this one.
     typed(**images).loss.backward()
@@ -280,7 +313,10 @@ class _WritesIntoItsInput(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, x):
-        return self.head(self.blocks(x + 1)).sum()
+        y = x + 1
+        view = y.view(-1)
+        # What the blocks have written into is read again.
+        return self.head(self.blocks(y)).sum() + view.sum()
 
 
 def test_a_step_that_cannot_be_planned_is_named(tmp_path):

@@ -27,10 +27,28 @@ def saved_rows(plans: Sequence[RegionPlan], opened: Opened, places: Mapping[str,
     rows = []
     for entry in plans:
         first = traced.setdefault(entry.plan.fingerprint, entry.region)
-        names = (name for name, _ in opened.regions[first])
-        own = dict(zip(names, (place for _, place in opened.regions[entry.region]), strict=True))
+        own = dict(opened.regions[entry.region])
+        if not {value.node for value in entry.plan.values if value.node} <= own.keys():
+            own = _twins(opened, first, entry.region)
         rows += [_row(value, places[entry.region], own.get(value.node, -1)) for value in entry.plan.values]
     return rows
+
+
+def _twins(opened: Opened, traced: str, region: str) -> dict[str, int]:
+    """Return the places of a region's nodes by the names of the nodes in the region that was traced for it.
+
+    Empty where the two are put together otherwise, and only what PyTorch runs for them is the same.
+    """
+    if _operators(opened, traced) != _operators(opened, region):
+        return {}
+    names = (name for name, _ in opened.regions[traced])
+    return dict(zip(names, (place for _, place in opened.regions[region]), strict=True))
+
+
+def _operators(opened: Opened, region: str) -> list[str]:
+    """Return what a region calls; of its inputs, which come from elsewhere, only that they are there."""
+    nodes = (opened.nodes[place] for _, place in opened.regions[region])
+    return [node.operator if node.region == region else "" for node in nodes]
 
 
 def _row(value: PlannedValue, region: int, node: int) -> dict[str, Any]:
