@@ -166,8 +166,12 @@ def inspect(
 def _reports(
     wanted: Wanted, request: Any, files: dict[str, Path], depth: int | None
 ) -> tuple[dict[str, Any], list[str]]:
+    import torch
+
     from bwsk_fx.inspection import shown, written
 
+    # The same weights every time, and so the same certificates.
+    torch.manual_seed(0)
     source, reports = shown.reports(wanted, request)
     return reports, written.write(written.Subject(source.graph, source.inputs, wanted.model, depth), files)
 

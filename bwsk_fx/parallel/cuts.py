@@ -37,7 +37,7 @@ def best_cuts(loads: Sequence[float], moved: Sequence[float], stages: int, toler
     found = _least_moved(before, costs, stages, bound)
     assert found is not None
     low, high = least, bound
-    for _ in range(_HALVINGS if found[0] > 0 else 0):
+    for _ in range(_HALVINGS if stages > 1 else 0):
         middle = (low + high) / 2
         tighter = _least_moved(before, costs, stages, middle)
         if tighter is not None and tighter[0] <= found[0]:

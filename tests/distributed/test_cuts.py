@@ -44,6 +44,10 @@ def test_cuts_are_the_best_of_all(data):
         assert largest == pytest.approx(wanted[1])
 
 
+def test_cuts_that_move_nothing_are_balanced_too():
+    assert best_cuts([1.0] * 4, [0.0] * 3, 2, 0.5) == (2,)
+
+
 def test_balance_gives_way_to_bytes_within_the_tolerance():
     loads, moved = [4.0, 1.0, 5.0], [1.0, 100.0]
     assert best_cuts(loads, moved, 2, 0.0) == (2,)
