@@ -71,6 +71,13 @@ class Timeline:
     live_bytes: tuple[int, ...]
     forward_events: int
 
+    def highest(self, points: int) -> list[int]:
+        """The place of the highest point in each of at most so many stretches of events; the peak is among them."""
+        live = self.live_bytes
+        stride = -(-len(live) // points) or 1
+        stretches = (range(start, min(start + stride, len(live))) for start in range(0, len(live), stride))
+        return [max(stretch, key=live.__getitem__) for stretch in stretches]
+
 
 def saved_for_backward(model: nn.Module, inputs: Inputs, autocast_dtype: torch.dtype | None = None) -> int:
     """Bytes that one forward pass keeps for its backward pass.

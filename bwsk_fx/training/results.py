@@ -164,10 +164,7 @@ def memory_timeline(timeline: Timeline) -> dict[str, Any]:
     there before the step. `events` is their number, and the backward pass comes after `forward_events` of them. Of a
     longer step the curve has the maximum of each stretch of events, so its maximum is the step's.
     """
-    live = timeline.live_bytes
-    stride = -(-len(live) // CURVE_POINTS) or 1
-    stretches = (range(start, min(start + stride, len(live))) for start in range(0, len(live), stride))
-    kept = [max(stretch, key=live.__getitem__) for stretch in stretches]
+    live, kept = timeline.live_bytes, timeline.highest(CURVE_POINTS)
     return {
         "event": [index + 1 for index in kept],
         "live_bytes": [live[index] for index in kept],

@@ -83,10 +83,7 @@ def _peak(curve: Timeline) -> int:
 def _thinned(curve: Timeline) -> Iterable[tuple[float, int]]:
     """The highest point of each stretch of events, so that the peak stays, by its share of the step."""
     live = curve.live_bytes
-    stride = -(-len(live) // _POINTS) or 1
-    stretches = (range(start, min(start + stride, len(live))) for start in range(0, len(live), stride))
-    highest = (max(stretch, key=live.__getitem__) for stretch in stretches)
-    return [(place / len(live), live[place]) for place in highest]
+    return [(place / len(live), live[place]) for place in curve.highest(_POINTS)]
 
 
 def _above(size: float) -> float:

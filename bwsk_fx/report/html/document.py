@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Mapping
-from contextlib import suppress
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bwsk_fx.errors import BwskError
+from bwsk_fx.report.files import replace_text
 
 # In a script element a browser looks for nothing but "<"; the others end a line of JavaScript.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -55,18 +55,14 @@ def as_json(data: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, and rename it, so that no half of a page is left.
+    """Write a page, whole or not at all.
 
     Raises:
         BwskError: The file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise BwskError(
             f"the page cannot be written to {path}: {error.strerror}; name a file in a folder that is there"
         ) from error
