@@ -23,6 +23,11 @@ NO_RUN = re.compile(r"^```python no-run: (.+)$", re.MULTILINE)
 TORCHRUN = re.compile(r"^```python torchrun$", re.MULTILINE)
 
 
+def on_startup(**_: Any) -> None:
+    """Make the folder of the source tree: mkdocstrings, configured before this hook, drops a folder not there."""
+    SOURCE.mkdir(parents=True, exist_ok=True)
+
+
 def on_config(config: Any) -> None:
     """List the decisions, and copy package and passes into one tree, from which the docstrings are read."""
     decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
