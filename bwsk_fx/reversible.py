@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._side_effects import emptied_caches
 from bwsk_fx.errors import RegionError
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.plan import Plan
@@ -199,7 +200,11 @@ class ReversibleRegion(nn.Module):
         def region(*traced: Tensor) -> tuple[Tensor, ...]:
             operands, weights = inputs.replaced_by(traced)
             # Node by node, so that what is traced remembers the node and the user's line that it comes from.
-            with private.swapped_parameters(self.subgraph, weights), fx.traceback.preserve_node_meta():
+            with (
+                emptied_caches(self.subgraph),
+                private.swapped_parameters(self.subgraph, weights),
+                fx.traceback.preserve_node_meta(),
+            ):
                 return fx.Interpreter(self.subgraph, garbage_collect_values=False).run(*operands)
 
         names = [node.name for node in self.subgraph.graph.find_nodes(op="placeholder")]

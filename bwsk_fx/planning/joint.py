@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
+from bwsk_fx.planning.constants import make_numbers
 from bwsk_fx.planning.gradients import fuse_gradients
 from bwsk_fx.planning.simplify import drop_no_ops, read_less
 from bwsk_fx.planning.sizes import as_number
@@ -110,6 +111,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     Raises:
         PlanError: The graph holds something other than ATen calls.
     """
+    make_numbers(joint)
     fuse_gradients(joint)
     drop_no_ops(joint.graph)
     graph = _merge_equal_calls(joint.graph)
