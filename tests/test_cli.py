@@ -60,11 +60,23 @@ def test_help_names_the_commands_and_every_option():
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
     text = _run("inspect", "--help").stdout
-    assert "--html" in text
+    assert all(option in text for option in ("--html", "--budget", "--faith"))
     assert all(
         option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify")
     )
-    more = ("--input", "--filter", "--diff", "--top", "--svg", "--dot", "--graphml", "--model-explorer", "--depth")
+    more = (
+        "--budget",
+        "--faith",
+        "--input",
+        "--filter",
+        "--diff",
+        "--top",
+        "--svg",
+        "--dot",
+        "--graphml",
+        "--model-explorer",
+        "--depth",
+    )
     assert all(option in text for option in more)
     text = _run("calm", "--help").stdout
     options = ("--axis", "--devices", "--batch-size", "--bandwidth", "--speed", "--svg", "--json", "--layers")
@@ -355,6 +367,27 @@ def test_inspect_writes_a_page_and_keeps_its_output_clean(tmp_path):
     _assert_one_line(
         _run("inspect", "vit-tiny-digits", "--layers", 2, "--html", path / "no.html"), "cannot be written", "no.html"
     )
+
+
+def test_the_page_is_planned_as_asked(tmp_path):
+    def planned(*options: object) -> tuple[set[str], int]:
+        path = tmp_path / "page.html"
+        done = _run("inspect", "vit-tiny-digits", "--layers", 1, "--html", path, *options)
+        assert done.exit_code == 0, done.output
+        data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)[1])
+        return {region["options"] for region in data["regions"]}, data["totals"]["kept_bytes"]
+
+    options, kept = planned()
+    assert options == {"budget=0.0, faith='rounded'"}
+    options, least = planned("--faith", "exact", "--budget", "inf")
+    assert options == {"budget=inf, faith='exact'"}
+    assert least < kept
+    for option in (("--budget", 0.1), ("--faith", "exact")):
+        _assert_one_line(_run("inspect", "vit-tiny-digits", *option), f"{option[0]} is for the plans of --html")
+    _assert_one_line(
+        _run("inspect", "vit-tiny-digits", "--html", tmp_path / "no.html", "--budget", -1), "budget is -1.0"
+    )
+    assert not (tmp_path / "no.html").exists()
 
 
 def test_inspect_reads_a_local_configuration(tmp_path):
