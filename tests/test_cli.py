@@ -300,6 +300,46 @@ def test_calm_shows_one_axis_and_writes_a_picture(tmp_path):
     assert (tmp_path / "calm.svg").read_text(encoding="utf-8").startswith("<svg ")
 
 
+FACTORY = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(3, 4)
+"""
+
+
+def test_calm_takes_what_inspect_takes(tmp_path):
+    import torch
+    import transformers
+
+    (tmp_path / "made.py").write_text(FACTORY)
+    factory = f"{tmp_path / 'made.py'}:make"
+    namespace: dict = {}
+    exec(FACTORY, namespace)
+    model, inputs = namespace["make"]()
+    program = torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "made.pt2")
+    config = transformers.GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(tmp_path)
+
+    def axes(*arguments: object) -> dict[str, tuple[int, int, int]]:
+        done = _run("calm", *arguments, "--json")
+        assert done.exit_code == 0, done.output
+        contents = json.loads(done.stdout)["calm"]
+        assert contents["unknown"] == []
+        kinds = ("partitions", "barriers", "reduces")
+        return {axis["axis"]: tuple(len(axis[kind]) for kind in kinds) for axis in contents["axes"]}
+
+    # The features of the input, of the hidden layer and of the output; the first two are summed over.
+    assert axes(factory) == axes(tmp_path / "made.pt2") == {"batch": (1, 0, 0), "feature": (3, 0, 2)}
+    assert axes(tmp_path, "--layers", 1, "--input", "attention_mask=2,16:int64")["token"][1] > 0
+    _assert_one_line(_run("calm", factory, "--input", "3,4"), "--input has nothing to say")
+    _assert_one_line(_run("calm", factory, "--layers", 2), "--layers is not for")
+    _assert_one_line(_run("calm", tmp_path / "no.pt2"), "no such file")
+
+
 def test_calm_refuses_what_makes_no_sense(tmp_path):
     _assert_one_line(_run(*SMALL_CALM, "--axis", "expert"), "no axis 'expert'; the graph has batch, channel")
     for option in ("--batch-size", "--bandwidth", "--speed"):
