@@ -20,6 +20,7 @@ from bwsk_fx.rules import (  # noqa: F401  (their rules register on import)
     activation,
     affine,
     attention,
+    axis_aten,
     convolution,
     elementwise,
     factories,
@@ -200,8 +201,11 @@ class _Walk:
         if self.static.issuperset(value.node for value in call.inputs):
             self.static.add(call.node)
             return self._constant(call), True
-        if call.target is operator.getitem and isinstance(call.args[0], tuple):
+        if call.target is operator.getitem and isinstance(call.args[0], (tuple, list)):
             return _picked(call), True
+        if call.target is torch.ops.aten._assert_tensor_metadata.default:
+            # It reads the dtype and the device, no element.
+            return Effect((), ()), True
         # What writes into an operand has no results, and no rule speaks of it.
         rule = axis_rule_of(call.target) if call.shapes else no_rule
         if rule is no_rule and call.shapes and (effect := composed(call)) is not None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bwsk_fx.console import errors_as_lines, make_console, quiet, status
+from bwsk_fx.errors import InspectError
+from bwsk_fx.train_command import Faith
 
 # Everything heavy (torch, transformers, rich tables) is imported inside the command, so that --help is quick.
 if TYPE_CHECKING:
@@ -105,6 +107,23 @@ Certify = Annotated[bool, _flag("--certify", "Also run the inverse of every S op
 Erasure = Annotated[bool, _flag("--erasure", "Also show what is erased, layer by layer.")]
 AsJson = Annotated[bool, _flag("--json", "Print JSON instead of tables.")]
 Html = Annotated[Path | None, _file("--html", "Write one HTML page: graph, plans, memory, axes.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="<float>",
+        show_default="0.0",
+        rich_help_panel=_FILES,
+        help="Extra time that the plans of [b]--html[/b] may spend, as a fraction of a step.",
+    ),
+]
+FaithOption = Annotated[
+    Faith | None,
+    typer.Option(
+        show_default="rounded",
+        rich_help_panel=_FILES,
+        help="Gradients under the plans of [b]--html[/b]: bit-identical, or equal up to rounding.",
+    ),
+]
 Svg = Annotated[Path | None, _file("--svg", "Write a picture of the modules.")]
 Dot = Annotated[Path | None, _file("--dot", "Write the graph for Graphviz.")]
 GraphMl = Annotated[Path | None, _file("--graphml", "Write the graph for Gephi, yEd, Cytoscape or networkx.")]
@@ -131,6 +150,8 @@ def inspect(
     certify: Certify = False,
     as_json: AsJson = False,
     html: Html = None,
+    budget: Budget = None,
+    faith: FaithOption = None,
     svg: Svg = None,
     dot: Dot = None,
     depth: Depth = None,
@@ -147,24 +168,36 @@ def inspect(
         from bwsk_fx.inspection import shown
         from bwsk_fx.inspection.sources import Request
 
-        overrides = {"image_size": image_size, "num_hidden_layers": layers}
-        request = Request(
-            batch_size, {key: value for key, value in overrides.items() if value is not None}, tuple(inputs or ())
-        )
+        overrides = given(image_size=image_size, num_hidden_layers=layers)
+        request = Request(batch_size, overrides, tuple(inputs or ()))
         flags = {"calm": calm, "compare": compare, "certify": certify, "erasure": erasure}
         extra = frozenset(name for name, asked in flags.items() if asked)
         wanted = shown.Wanted(model, ruleset.value, extra, node, tuple(filters or ()), diff, top)
-        files = {"html": html, "svg": svg, "dot": dot, "graphml": graphml, "model_explorer": model_explorer}
+        files = given(html=html, svg=svg, dot=dot, graphml=graphml, model_explorer=model_explorer)
+        drawing = {"depth": depth, "plan": _plan(html, budget, faith)}
         with status(f"capturing {model}"):
-            chosen = {kind: path for kind, path in files.items() if path}
-            reports, remarks = _reports(wanted, request, chosen, depth)
+            reports, remarks = _reports(wanted, request, files, drawing)
         _show(wanted, reports, as_json)
         for remark in remarks:
             typer.echo(remark, err=True)
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _plan(html: Path | None, budget: float | None, faith: Faith | None) -> Any:
+    from bwsk_fx.planning.options import PlanOptions
+
+    options = given(budget=budget, faith=faith and faith.value)
+    if options and html is None:
+        raise InspectError(f"--{next(iter(options))} is for the plans of --html, which is missing")
+    return PlanOptions(**options)
+
+
 def _reports(
-    wanted: Wanted, request: Any, files: dict[str, Path], depth: int | None
+    wanted: Wanted, request: Any, files: dict[str, Path], drawing: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     import torch
 
@@ -173,7 +206,7 @@ def _reports(
     # The same weights every time, and so the same certificates.
     torch.manual_seed(0)
     source, reports = shown.reports(wanted, request)
-    return reports, written.write(written.Subject(source.graph, source.inputs, wanted.model, depth), files)
+    return reports, written.write(written.Subject(source.graph, source.inputs, wanted.model, **drawing), files)
 
 
 def _show(wanted: Wanted, reports: dict[str, Any], as_json: bool) -> None:

@@ -60,11 +60,23 @@ def test_help_names_the_commands_and_every_option():
     for option in ("--output", "--data", "--model", "--experiments", "--modes", "--budget", "--faith", "--granularity"):
         assert option in text
     text = _run("inspect", "--help").stdout
-    assert "--html" in text
+    assert all(option in text for option in ("--html", "--budget", "--faith"))
     assert all(
         option in text for option in ("--ruleset", "--json", "--calm", "--erasure", "--node", "--compare", "--certify")
     )
-    more = ("--input", "--filter", "--diff", "--top", "--svg", "--dot", "--graphml", "--model-explorer", "--depth")
+    more = (
+        "--budget",
+        "--faith",
+        "--input",
+        "--filter",
+        "--diff",
+        "--top",
+        "--svg",
+        "--dot",
+        "--graphml",
+        "--model-explorer",
+        "--depth",
+    )
     assert all(option in text for option in more)
     text = _run("calm", "--help").stdout
     options = ("--axis", "--devices", "--batch-size", "--bandwidth", "--speed", "--svg", "--json", "--layers")
@@ -288,6 +300,46 @@ def test_calm_shows_one_axis_and_writes_a_picture(tmp_path):
     assert (tmp_path / "calm.svg").read_text(encoding="utf-8").startswith("<svg ")
 
 
+FACTORY = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(3, 4)
+"""
+
+
+def test_calm_takes_what_inspect_takes(tmp_path):
+    import torch
+    import transformers
+
+    (tmp_path / "made.py").write_text(FACTORY)
+    factory = f"{tmp_path / 'made.py'}:make"
+    namespace: dict = {}
+    exec(FACTORY, namespace)
+    model, inputs = namespace["make"]()
+    program = torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "made.pt2")
+    config = transformers.GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=3, n_head=2)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(tmp_path)
+
+    def axes(*arguments: object) -> dict[str, tuple[int, int, int]]:
+        done = _run("calm", *arguments, "--json")
+        assert done.exit_code == 0, done.output
+        contents = json.loads(done.stdout)["calm"]
+        assert contents["unknown"] == []
+        kinds = ("partitions", "barriers", "reduces")
+        return {axis["axis"]: tuple(len(axis[kind]) for kind in kinds) for axis in contents["axes"]}
+
+    # The features of the input, of the hidden layer and of the output; the first two are summed over.
+    assert axes(factory) == axes(tmp_path / "made.pt2") == {"batch": (1, 0, 0), "feature": (3, 0, 2)}
+    assert axes(tmp_path, "--layers", 1, "--input", "attention_mask=2,16:int64")["token"][1] > 0
+    _assert_one_line(_run("calm", factory, "--input", "3,4"), "--input has nothing to say")
+    _assert_one_line(_run("calm", factory, "--layers", 2), "--layers is not for")
+    _assert_one_line(_run("calm", tmp_path / "no.pt2"), "no such file")
+
+
 def test_calm_refuses_what_makes_no_sense(tmp_path):
     _assert_one_line(_run(*SMALL_CALM, "--axis", "expert"), "no axis 'expert'; the graph has batch, channel")
     for option in ("--batch-size", "--bandwidth", "--speed"):
@@ -355,6 +407,27 @@ def test_inspect_writes_a_page_and_keeps_its_output_clean(tmp_path):
     _assert_one_line(
         _run("inspect", "vit-tiny-digits", "--layers", 2, "--html", path / "no.html"), "cannot be written", "no.html"
     )
+
+
+def test_the_page_is_planned_as_asked(tmp_path):
+    def planned(*options: object) -> tuple[set[str], int]:
+        path = tmp_path / "page.html"
+        done = _run("inspect", "vit-tiny-digits", "--layers", 1, "--html", path, *options)
+        assert done.exit_code == 0, done.output
+        data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)[1])
+        return {region["options"] for region in data["regions"]}, data["totals"]["kept_bytes"]
+
+    options, kept = planned()
+    assert options == {"budget=0.0, faith='rounded'"}
+    options, least = planned("--faith", "exact", "--budget", "inf")
+    assert options == {"budget=inf, faith='exact'"}
+    assert least < kept
+    for option in (("--budget", 0.1), ("--faith", "exact")):
+        _assert_one_line(_run("inspect", "vit-tiny-digits", *option), f"{option[0]} is for the plans of --html")
+    _assert_one_line(
+        _run("inspect", "vit-tiny-digits", "--html", tmp_path / "no.html", "--budget", -1), "budget is -1.0"
+    )
+    assert not (tmp_path / "no.html").exists()
 
 
 def test_inspect_reads_a_local_configuration(tmp_path):

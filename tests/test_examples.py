@@ -49,6 +49,5 @@ def test_a_vit_is_inspected():
     _run("inspect_vit")
 
 
-@pytest.mark.slow
 def test_memory_is_compared_over_budgets():
     _run("train_with_a_budget")

@@ -9,7 +9,6 @@ from typing import Any
 from torch import fx
 
 import bwsk_fx
-from bwsk_fx.errors import InspectError
 from bwsk_fx.inspection.sources import Request, Source, load
 from bwsk_fx.report.difference import compare_graphs
 from bwsk_fx.report.listing import Listing, filtered, read_filters
@@ -69,9 +68,7 @@ def as_json(wanted: Wanted, found: dict[str, Any]) -> str:
 
 
 def _certificates(wanted: Wanted, source: Source) -> Any:
-    if source.inputs is None:
-        raise InspectError(f"--certify needs inputs, and '{wanted.model}' has none: export it with its example inputs")
-    return bwsk_fx.certify(source.graph, source.inputs)
+    return bwsk_fx.certify(source.graph, source.inputs_for("--certify", wanted.model))
 
 
 def _extras(wanted: Wanted, graph: fx.GraphModule) -> dict[str, Any]:

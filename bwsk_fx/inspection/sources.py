@@ -41,6 +41,16 @@ class Source:
     graph: fx.GraphModule
     inputs: Any = None
 
+    def inputs_for(self, option: str, name: str) -> Any:
+        """Return the inputs, which an option of the command line needs.
+
+        Raises:
+            InspectError: There are none.
+        """
+        if self.inputs is None:
+            raise InspectError(f"{option} needs inputs, and '{name}' has none: export it with its example inputs")
+        return self.inputs
+
 
 def load(name: str, request: Request) -> Source:
     """Make the graph of a model.

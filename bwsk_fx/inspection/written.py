@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
 import bwsk_fx
+from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.report.export.svg import DEPTH
 from bwsk_fx.report.files import write_text
 from bwsk_fx.report.html.command import write_page
@@ -25,12 +26,14 @@ class Subject:
         inputs: Of the model; None where there are none.
         title: The name of the model.
         depth: To how many parts of a module's path drawings are folded; None for their own choice.
+        plan: What the plans of the HTML page are asked for.
     """
 
     graph: fx.GraphModule
     inputs: Any
     title: str
     depth: int | None = None
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
 
 Writer = Callable[[Subject, Path], Iterable[str]]
@@ -50,7 +53,7 @@ def write(subject: Subject, files: Mapping[str, Path]) -> list[str]:
 
 
 def _html(subject: Subject, path: Path) -> Iterable[str]:
-    return write_page(subject.graph, subject.inputs, path, subject.title)
+    return write_page(subject.graph, subject.inputs, path, subject.title, subject.plan)
 
 
 def _svg(subject: Subject, path: Path) -> Iterable[str]:

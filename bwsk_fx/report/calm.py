@@ -301,7 +301,8 @@ class CalmReport(Printable):
         if self.order is not None:
             yield from order_lines(self.order)
         if self.unknown:
-            yield f"no axis rule, counted as barriers: {', '.join(self.unknown)}"
+            calls = counted(len(self.unknown), "call")
+            yield f"{calls} without an axis rule, counted as barriers: {', '.join(self.unknown)}"
         if self.published_score is not None:
             yield f"published CALM score (S-ratio): {self.published_score:.1%}"
 

@@ -95,7 +95,7 @@ def merge_of(target: Any) -> Merge:
     return found() if found else ADDED
 
 
-@merges(nn.CrossEntropyLoss, F.cross_entropy)
+@merges(nn.CrossEntropyLoss, F.cross_entropy, atens="cross_entropy_loss")
 def losses() -> Merge:
     """Predictions without scores have one loss, whatever their class."""
     return Merge(_added, integers=False)
@@ -160,6 +160,7 @@ def every() -> Merge:
 
 
 @merges(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d, ops="amax max")
+@merges(atens="max_pool1d max_pool2d max_pool3d")
 def largest() -> Merge:
     """The largest of the largest, with its index where the call has one."""
     return Merge(_extreme(torch.argmax), neutral=-math.inf)
@@ -211,7 +212,7 @@ def _picked(parts: Sequence[Tensor], winner: Tensor) -> Tensor:
     return torch.stack(list(parts)).gather(0, winner.unsqueeze(0)).squeeze(0)
 
 
-@merges(F.scaled_dot_product_attention)
+@merges(F.scaled_dot_product_attention, atens="scaled_dot_product_attention")
 def attention() -> Merge:
     """Scores add up; softmax and the values' weights follow when they are complete."""
 

@@ -119,7 +119,7 @@ def test_windows_that_tile_are_mapped_and_windows_that_overlap_are_not():
 def test_an_unknown_operator_is_a_barrier_on_every_axis():
     report = _report(lambda x: x.relu().unfold(1, 2, 2), X)
     assert report.unknown == ("unfold",)
-    assert "no axis rule, counted as barriers: unfold" in str(report)
+    assert "1 call without an axis rule, counted as barriers: unfold" in str(report)
     facts = report.node("unfold").facts
     assert {fact.axis: fact.behaviour for fact in facts} == dict.fromkeys(("batch", "token", "feature"), BARRIER)
     assert {fact.reason for fact in facts} == {"no axis rule"}

@@ -10,17 +10,27 @@ from torch import fx
 
 from bwsk_fx.errors import RegionError
 from bwsk_fx.passes.fuse_regions import fuse_regions
+from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.report.html.page import save_html
 
 
-def write_page(graph: fx.GraphModule, inputs: Mapping[str, Any], path: Path, title: str) -> Iterator[str]:
-    """Write the page of a typed graph and of its rewrite under default options; yield lines to tell the user.
+def write_page(
+    graph: fx.GraphModule, inputs: Mapping[str, Any], path: Path, title: str, plan: PlanOptions
+) -> Iterator[str]:
+    """Write the page of a typed graph and of its rewrite by blocks; yield lines to tell the user.
+
+    Args:
+        graph: A typed graph.
+        inputs: Of the model.
+        path: Where the page goes.
+        title: The name of the model.
+        plan: What its plans are asked for.
 
     Raises:
         BwskError: The file cannot be written.
     """
     try:
-        shown = fuse_regions(graph)
+        shown = fuse_regions(graph, plan.budget, faith=plan.faith)
     except RegionError as error:
         shown = graph
         yield f"not rewritten: {error}"

@@ -1,18 +1,40 @@
-"""What `bwsk-fx calm` shows."""
+"""The reports that `bwsk-fx calm` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+import torch
 
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.certify_axes import certify_axes
 from bwsk_fx.errors import BwskError
+from bwsk_fx.inspection.sources import Request, load
 from bwsk_fx.report.calm import CalmReport
 from bwsk_fx.report.calm_sharding import Sharding
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user wants to see.
+
+    Attributes:
+        model: The name of the model.
+        axis: The axis that is shown in detail.
+        devices: How many devices a training step is sharded for.
+        batch: How many samples the step has.
+        certify: Whether the claims are run.
+        picture: Where a picture of the partitions goes.
+    """
+
+    model: str
+    axis: str | None = None
+    devices: int | None = None
+    batch: int | None = None
+    certify: bool = False
+    picture: Path | None = None
 
 
 def check(devices: int | None, **options: float | None) -> None:
@@ -26,36 +48,31 @@ def check(devices: int | None, **options: float | None) -> None:
         raise BwskError(f"--{given[0].replace('_', '-')} is for --devices, which is missing")
 
 
-def reports(
-    graph: fx.GraphModule,
-    axis: str | None,
-    devices: int | None,
-    batch: int | None,
-    certified_on: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def reports(wanted: Wanted, request: Request) -> dict[str, Any]:
     """Return the whole report as `calm`, and, if asked for, an axis, a sharding, and certificates by those names.
 
-    Args:
-        graph: A captured graph.
-        axis: The axis that is shown in detail.
-        devices: How many devices a training step is sharded for.
-        batch: How many samples the step has.
-        certified_on: Inputs to run the axis claims on.
+    The picture is written, if there is to be one.
 
     Raises:
-        BwskError: The graph has no such axis.
+        BwskError: See `sources.load`; or the graph has no such axis, or no inputs to certify on, or the picture cannot
+            be written.
     """
-    calm = analyze_calm(graph)
+    # The same weights every time, and so the same certificates.
+    torch.manual_seed(0)
+    source = load(wanted.model, request)
+    calm = analyze_calm(source.graph)
     found: dict[str, Any] = {"calm": calm}
-    if axis is not None:
+    if wanted.axis is not None:
         try:
-            found["axis"] = calm.axis(axis)
+            found["axis"] = calm.axis(wanted.axis)
         except KeyError as error:
             raise BwskError(error.args[0]) from error
-    if devices is not None:
-        found["sharding"] = calm.sharding(devices, batch)
-    if certified_on is not None:
-        found["certificates"] = certify_axes(graph, certified_on)
+    if wanted.devices is not None:
+        found["sharding"] = calm.sharding(wanted.devices, wanted.batch)
+    if wanted.certify:
+        found["certificates"] = certify_axes(source.graph, source.inputs_for("--certify", wanted.model))
+    if wanted.picture is not None:
+        save_picture(calm, wanted.picture)
     return found
 
 
