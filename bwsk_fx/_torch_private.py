@@ -48,6 +48,14 @@ def without_fake_mode() -> AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """Return what a `FakeTensorMode` raises when Python code asks for the value of a tensor."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor has sizes and a dtype, and no numbers."""
     from torch._subclasses.fake_tensor import FakeTensor
@@ -288,6 +296,11 @@ def all_gather(tensor: torch.Tensor, dim: int, group: str, size: int) -> torch.T
 def is_collective(target: object) -> bool:
     """Whether an operator talks to other devices."""
     return getattr(target, "namespace", "") in ("_c10d_functional", "c10d_functional", "c10d")
+
+
+def is_custom_operator(target: object) -> bool:
+    """Whether a target is an operator that is not PyTorch's own, as `torch.library` registers."""
+    return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
 
 
 def compile_joint(

@@ -504,3 +504,21 @@ def retraced() -> None:
     module = private.retraced(fx.GraphModule(nn.Module(), graph))
     assert [node.name for node in module.graph.find_nodes(op="placeholder")] == ["primals_1"]
     assert all(isinstance(n.target, torch._ops.OpOverload) for n in module.graph.nodes if n.op == "call_function")
+
+
+@check
+def data_dependent_errors():
+    for ask in (bool, float, torch.nonzero):
+        with private.fake_mode(), pytest.raises(private.data_dependent_errors()):
+            found = ask(torch.ones(3).sum())
+            bool(found.sum() > 0)
+
+
+@check
+def is_custom_operator():
+    @torch.library.custom_op("bwsk_tests::is_custom_operator", mutates_args=())
+    def custom(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    assert private.is_custom_operator(torch.ops.bwsk_tests.is_custom_operator.default)
+    assert not any(map(private.is_custom_operator, (torch.ops.aten.sin.default, torch.sin, custom)))
