@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointFunction
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import CaptureError
 
 ModuleCall = Callable[[Callable, nn.Module, tuple, dict[str, Any]], Any]
@@ -79,18 +80,15 @@ def _branches(on_branch: Branch) -> Iterator[None]:
 
 
 def _autograd_functions(is_opaque: Callable[[], bool], on_untraceable: Event) -> Any:
-    original = torch.autograd.Function.__dict__["apply"].__func__
-
-    def apply(function: type, *args: Any, **kwargs: Any) -> Any:
+    def on_call(function: type) -> None:
         # Those of torch.nn carry backward hooks, and do nothing in the forward pass.
         if not is_opaque() and not function.__module__.startswith("torch.nn."):
             raise CaptureError(_refusal(function))
         # A backward pass of the user's may do what no trace shows: set the random state, or leave PyTorch.
         if function is CheckpointFunction or not function.__module__.startswith("torch."):
             on_untraceable()
-        return original(function, *args, **kwargs)
 
-    return _replaced(torch.autograd.Function, "apply", classmethod(apply))
+    return private.autograd_functions_announced(on_call)
 
 
 def _refusal(function: type) -> str:

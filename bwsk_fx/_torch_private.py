@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -296,6 +297,26 @@ def all_gather(tensor: torch.Tensor, dim: int, group: str, size: int) -> torch.T
 def is_collective(target: object) -> bool:
     """Whether an operator talks to other devices."""
     return getattr(target, "namespace", "") in ("_c10d_functional", "c10d_functional", "c10d")
+
+
+@contextmanager
+def autograd_functions_announced(on_call: Callable[[type], None]) -> Iterator[None]:
+    """Call back with the class of each `autograd.Function` that is applied, by methods that were bound before as well."""
+    from torch._functorch import utils
+
+    original = utils.unwrap_dead_wrappers
+
+    def announced(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        caller = sys._getframe(1)
+        if caller.f_code is torch.autograd.Function.apply.__code__:
+            on_call(caller.f_locals["cls"])
+        return original(args)
+
+    utils.unwrap_dead_wrappers = announced
+    try:
+        yield
+    finally:
+        utils.unwrap_dead_wrappers = original
 
 
 def is_custom_operator(target: object) -> bool:

@@ -183,7 +183,7 @@ def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> Non
         recorder.finish(output)
         for name, module in recorder.open_modules():
             _require_same_buffers(name, module, buffers[name])
-            _require_same_numbers(name, module, numbers[name])
+            _warn_of_numbers(name, module, numbers[name])
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
 
@@ -212,13 +212,14 @@ def _numbers(module: nn.Module) -> dict[str, float]:
     return {name: value for name, value in vars(module).items() if type(value) in plain}
 
 
-def _require_same_numbers(path: str, module: nn.Module, before: Mapping[str, float]) -> None:
+def _warn_of_numbers(path: str, module: nn.Module, before: Mapping[str, float]) -> None:
     now = _numbers(module)
     for name, value in before.items():
         if now.get(name, value) != value:
-            raise CaptureError(
+            warnings.warn(
                 f"{type(module).__name__}.forward changes the number '{f'{path}.{name}'.lstrip('.')}' from {value} to "
-                f"{now[name]}, which a graph would do in no later step; make it a buffer and change that in place"
+                f"{now[name]}, which a graph does in no later step; make it a buffer and change that in place",
+                stacklevel=5,
             )
 
 

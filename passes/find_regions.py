@@ -147,7 +147,9 @@ class _State:
         if node.op != "call_module":
             return False
         module = self.graph_module.get_submodule(str(node.target))
-        return any(map(_updates_state, module.modules())) or any(id(tensor) in self.tensors for tensor in tensors_of(module).values())
+        return any(map(_updates_state, module.modules())) or any(
+            id(tensor) in self.tensors for tensor in tensors_of(module).values()
+        )
 
 
 def _storage(node: fx.Node) -> Hashable:
@@ -180,7 +182,9 @@ def _can_join(node: fx.Node, state: _State) -> bool:
     values = [node, *(operand for operand in node.all_input_nodes if not _floats(operand))]
     if not all(isinstance(value.meta.get("val"), torch.Tensor) or _is_tuple_of_tensors(value) for value in values):
         return False
-    if node.op == "call_module" and any(map(_draws_by_itself, state.graph_module.get_submodule(str(node.target)).modules())):
+    if node.op == "call_module" and any(
+        map(_draws_by_itself, state.graph_module.get_submodule(str(node.target)).modules())
+    ):
         return False
     return OPAQUE not in node.meta and not state.is_touched_by(node)
 

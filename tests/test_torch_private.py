@@ -522,3 +522,22 @@ def is_custom_operator():
 
     assert private.is_custom_operator(torch.ops.bwsk_tests.is_custom_operator.default)
     assert not any(map(private.is_custom_operator, (torch.ops.aten.sin.default, torch.sin, custom)))
+
+
+@check
+def autograd_functions_announced():
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    bound, seen = Identity.apply, []
+    with private.autograd_functions_announced(seen.append):
+        bound(torch.ones(1))
+        Identity.apply(torch.ones(1))
+    bound(torch.ones(1))
+    assert seen == [Identity, Identity]

@@ -56,7 +56,9 @@ def _assert_as_eager(
         if faith == "exact":
             assert_same_bits(found, expected)
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: name + text)
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: name + text
+            )
     assert applied(rewritten).rewritten is not None
     return rewritten
 
