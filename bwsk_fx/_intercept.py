@@ -94,8 +94,8 @@ def _autograd_functions(is_opaque: Callable[[], bool], on_untraceable: Event) ->
 def _refusal(function: type) -> str:
     if function is CheckpointFunction:
         return (
-            "torch.utils.checkpoint with use_reentrant=True is called, which a graph cannot record; switch checkpointing "
-            "off (gradient_checkpointing_disable() in transformers), since plans recompute by themselves"
+            "torch.utils.checkpoint with use_reentrant=True is called, which a graph cannot record; switch "
+            "checkpointing off (gradient_checkpointing_disable() in transformers), since plans recompute by themselves"
         )
     return (
         f"the autograd function {function.__qualname__} is called outside a leaf module, and a graph of torch "

@@ -429,12 +429,12 @@ def _require_recordable(func: Callable) -> None:
         raise CaptureError("a tensor's .data is set, which is not recorded; write into it with copy_ under no_grad")
     if name == "_pack_padded_sequence":
         raise CaptureError(
-            "the sizes of packed sequences depend on data; give the recurrent module padded tensors, and mask its result"
+            "the sizes of packed sequences depend on data; give the recurrent module padded tensors and mask its result"
         )
     if func is torch.autograd.grad:
         raise CaptureError(
-            "torch.autograd.grad is called in the forward pass, which would differentiate through regions; call it in a "
-            "module without children, or let is_leaf name the module"
+            "torch.autograd.grad is called in the forward pass, which would differentiate through regions; call it in "
+            "a module without children, or let is_leaf name the module"
         )
 
 

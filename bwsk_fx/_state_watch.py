@@ -1,4 +1,4 @@
-"""Watches a recorded run for what a graph or a region could not repeat: writes into state, and Python's random numbers."""
+"""Watches a recorded run for what a graph or a region could not repeat: writes into state, random numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bwsk_fx import _torch_private as private
 
 WRITES = "writes"
 OPAQUE = "opaque"
-# Norms write running statistics without a new version of the tensors: their places, and the place and name of the switch.
+# Norms write running statistics without a new version of the tensors: their places; the switch's place and name.
 _NORMS: Mapping[Any, tuple[tuple[int, ...], int, str, bool]] = {
     functional.batch_norm: ((1, 2), 5, "training", False),
     torch.batch_norm: ((3, 4), 5, "training", False),

@@ -301,7 +301,7 @@ def is_collective(target: object) -> bool:
 
 @contextmanager
 def autograd_functions_announced(on_call: Callable[[type], None]) -> Iterator[None]:
-    """Call back with the class of each `autograd.Function` that is applied, by methods that were bound before as well."""
+    """Call back with the class of each `autograd.Function` that is applied, by methods bound before as well."""
     from torch._functorch import utils
 
     original = utils.unwrap_dead_wrappers

@@ -313,8 +313,8 @@ def _advice(error: Exception) -> str:
     """Return what a user can do about an error of PyTorch's own, where that is known."""
     if operator := function_in(error.__traceback__, "_higher_order_ops/"):
         return (
-            f" ({operator} runs functions that a graph of torch calls cannot hold; choose with torch.where, or write the "
-            "loop in Python)"
+            f" ({operator} runs functions that a graph of torch calls cannot hold; choose with torch.where, or write "
+            "the loop in Python)"
         )
     if isinstance(error, private.data_dependent_errors()):
         return (

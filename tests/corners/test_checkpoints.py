@@ -11,7 +11,7 @@ from bwsk_fx.errors import CaptureError
 from bwsk_fx.modes import apply
 
 PLANS = [("exact", float("inf"))]
-WARNED = r"uses torch.utils.checkpoint or other hooks on saved tensors, which the captured graph does without(.|\n)*checkpoint\("
+WARNED = r"uses torch.utils.checkpoint or other hooks on saved tensors, which the captured(.|\n)*checkpoint\("
 
 
 class Checkpointed(nn.Module):

@@ -34,6 +34,7 @@ def test_layers_in_both_directions_with_dropout(kind, sequences, assert_as_eager
     assert_as_eager(lambda: Recurrent(kind, num_layers=2, bidirectional=True, dropout=0.5), sequences, plans=EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 def test_hidden_states_go_in_and_out(kind, sequences, assert_as_eager):
     states = [torch.randn(1, 2, 3) for _ in range(2 if kind is nn.LSTM else 1)]
@@ -53,6 +54,7 @@ class Loop(nn.Module):
         return torch.stack(outputs, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
 def test_cells_in_a_python_loop(kind, sequences, assert_as_eager):
     assert_as_eager(lambda: Loop(kind), sequences, plans=[("exact", float("inf"))])
