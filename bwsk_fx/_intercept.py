@@ -9,23 +9,37 @@ from typing import Any
 import sympy
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointFunction
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import CaptureError
 
 ModuleCall = Callable[[Callable, nn.Module, tuple, dict[str, Any]], Any]
 Branch = Callable[[sympy.Basic, bool | int], None]
+Event = Callable[[], None]
 
 
 @contextmanager
-def intercepted(on_module: ModuleCall, on_branch: Branch, is_opaque: Callable[[], bool]) -> Iterator[None]:
+def intercepted(
+    on_module: ModuleCall, on_branch: Branch, is_opaque: Callable[[], bool], on_hooks: Event, on_untraceable: Event
+) -> Iterator[None]:
     """Send module calls and branches to the recorder, and refuse what a graph would silently lose.
 
     Args:
         on_module: Receives the original `nn.Module.__call__`, the module, and its arguments.
         on_branch: Receives a symbolic expression that Python code turned into a plain value, and that value.
         is_opaque: Whether what runs now is recorded as a whole, so that anything goes.
+        on_hooks: Called when hooks on saved tensors are put on, as checkpointing does, that a graph loses.
+        on_untraceable: Called when what runs as a whole does something that a trace of it would not repeat.
     """
-    with _modules(on_module), _branches(on_branch), _autograd_functions(is_opaque), _autocast(is_opaque):
+    with (
+        _modules(on_module),
+        _branches(on_branch),
+        _autograd_functions(is_opaque, on_untraceable),
+        _saved_tensor_hooks(lambda: (on_untraceable if is_opaque() else on_hooks)()),
+        _autocast(is_opaque),
+    ):
         yield
 
 
@@ -65,19 +79,38 @@ def _branches(on_branch: Branch) -> Iterator[None]:
         yield
 
 
-def _autograd_functions(is_opaque: Callable[[], bool]) -> Any:
-    original = torch.autograd.Function.__dict__["apply"].__func__
-
-    def apply(function: type, *args: Any, **kwargs: Any) -> Any:
+def _autograd_functions(is_opaque: Callable[[], bool], on_untraceable: Event) -> Any:
+    def on_call(function: type) -> None:
         # Those of torch.nn carry backward hooks, and do nothing in the forward pass.
         if not is_opaque() and not function.__module__.startswith("torch.nn."):
-            raise CaptureError(
-                f"the autograd function {function.__qualname__} is called outside a leaf module, and a graph of torch "
-                "calls would lose its backward pass; let is_leaf name the module that calls it"
-            )
-        return original(function, *args, **kwargs)
+            raise CaptureError(_refusal(function))
+        # A backward pass of the user's may do what no trace shows: set the random state, or leave PyTorch.
+        if function is CheckpointFunction or not function.__module__.startswith("torch."):
+            on_untraceable()
 
-    return _replaced(torch.autograd.Function, "apply", classmethod(apply))
+    return private.autograd_functions_announced(on_call)
+
+
+def _refusal(function: type) -> str:
+    if function is CheckpointFunction:
+        return (
+            "torch.utils.checkpoint with use_reentrant=True is called, which a graph cannot record; switch "
+            "checkpointing off (gradient_checkpointing_disable() in transformers), since plans recompute by themselves"
+        )
+    return (
+        f"the autograd function {function.__qualname__} is called outside a leaf module, and a graph of torch "
+        "calls would lose its backward pass; let is_leaf name the module that calls it"
+    )
+
+
+def _saved_tensor_hooks(on_enter: Event) -> Any:
+    original = saved_tensors_hooks.__enter__
+
+    def enter(hooks: saved_tensors_hooks) -> None:
+        on_enter()
+        return original(hooks)
+
+    return _replaced(saved_tensors_hooks, "__enter__", enter)
 
 
 def _autocast(is_opaque: Callable[[], bool]) -> Any:

@@ -30,7 +30,7 @@ def run_leaf(
     args: tuple,
     kwargs: dict[str, Any],
     size: Callable,
-) -> Any:
+) -> tuple[Any, bool]:
     """Run a leaf on fakes or, where it cannot, on random data for fake tensors of the shapes that its result has.
 
     Args:
@@ -42,17 +42,20 @@ def run_leaf(
         kwargs: The fake keyword arguments.
         size: Makes a symbolic size of an expression.
 
+    Returns:
+        The result, and whether it comes from data: nothing can trace such a leaf.
+
     Raises:
         CaptureError: A size of the result does not follow from batch sizes.
         Exception: What the leaf raised on fakes, if it fails on real data, too.
     """
     try:
-        return original(module, *args, **kwargs)
+        return original(module, *args, **kwargs), False
     except Exception as error:
         inside = f"{path}."
         own = {name.removeprefix(inside): tensor for name, tensor in tensors.items() if name.startswith(inside)}
         try:
-            return _result_on_data(module, own, args, kwargs, size)
+            return _result_on_data(module, own, args, kwargs, size), True
         except CaptureError as reason:
             kind = type(module).__name__
             raise CaptureError(f"the leaf '{path}' ({kind}) cannot run on fake tensors, and {reason}") from error

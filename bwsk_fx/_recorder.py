@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bwsk_fx._intercept import intercepted
 from bwsk_fx._opaque import run_leaf
+from bwsk_fx._state_watch import OPAQUE, WRITES, PythonDraws, StateWatch
 from bwsk_fx.errors import CaptureError
 
 _TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
@@ -69,6 +70,16 @@ def user_frame(trace: TracebackType | None) -> str | None:
     return place
 
 
+def function_in(trace: TracebackType | None, place: str) -> str | None:
+    """Name PyTorch's outermost function in a file, or a folder, that a traceback goes through, if there is one."""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename.startswith(_TORCH_ROOT + place):
+            return code.co_name
+        trace = trace.tb_next
+    return None
+
+
 def _is_users(frame: FrameType) -> bool:
     return not frame.f_code.co_filename.startswith((_TORCH_ROOT, _OWN_ROOT))
 
@@ -113,6 +124,10 @@ class Recorder(TorchFunctionMode):
         self._sizes: dict[sympy.Expr, fx.Node] = {}
         self._stack: dict[str, tuple[str, type]] = {}
         self._opaque = False
+        self._state = StateWatch(tensors)
+        self._draws = PythonDraws()
+        self.saved_tensor_hooks: list[str | None] = []  # where the model's code puts some on
+        self._untraceable = False
         self._grad_at_start = torch.is_grad_enabled()
         self._grad_switch: fx.Node | None = None
 
@@ -130,6 +145,7 @@ class Recorder(TorchFunctionMode):
 
     def finish(self, output: Any) -> None:
         """Record the model's result, rebuilding output classes such as Hugging Face's `ModelOutput`."""
+        self._require_no_draws()
         self._follow_grad_mode(self._grad_at_start)
         result = self.graph.output(self._output(output))
         result.meta["val"] = None
@@ -154,7 +170,9 @@ class Recorder(TorchFunctionMode):
         return root
 
     def __enter__(self) -> Recorder:
-        self._intercepted = intercepted(self._on_module, self._on_branch, lambda: self._opaque)
+        self._intercepted = intercepted(
+            self._on_module, self._on_branch, lambda: self._opaque, self._on_hooks, self._on_untraceable
+        )
         self._intercepted.__enter__()
         super().__enter__()
         return self
@@ -171,11 +189,16 @@ class Recorder(TorchFunctionMode):
         """Run `func` on the fakes and record it when it yields or writes a tensor."""
         kwargs = kwargs or {}
         if self._opaque:
-            return func(*args, **kwargs)
+            self._untraceable |= func is torch.autograd.grad
+            with self._state.during(func, args, kwargs):
+                return func(*args, **kwargs)
         if getattr(func, "__self__", None) is torch.Tensor.dtype and _is_users(sys._getframe(1)):
             self._note_dtype(args[0])
+        self._require_no_draws()
+        _require_recordable(func)
         with self._as_a_whole():
-            result = func(*args, **kwargs)
+            with self._state.during(func, args, kwargs):
+                result = func(*args, **kwargs)
             writes = getattr(func, "__name__", "") == "__setitem__"
             yields = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
             if (writes or yields) and not _only_moves(func, args, kwargs, result):
@@ -208,10 +231,26 @@ class Recorder(TorchFunctionMode):
         with self._entered(path, module):
             if module is self._root or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
+            self._require_no_draws()
             with self._as_a_whole():
-                result = run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
-                self._add("call_module", path, args, kwargs, result)
+                result, opaque = run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
+                if opaque:
+                    self._state.note_buffers(path, module)
+                self._add("call_module", path, args, kwargs, result, opaque)
             return result
+
+    def _on_hooks(self) -> None:
+        self.saved_tensor_hooks.append(_current_source())
+
+    def _on_untraceable(self) -> None:
+        self._untraceable = True
+
+    def _require_no_draws(self) -> None:
+        if self._draws.happened():
+            raise CaptureError(
+                "random numbers were drawn from Python's random or numpy.random before this call, and a graph would "
+                "have them fixed; draw them with torch and choose with torch.where, or let is_leaf name the module"
+            )
 
     @contextmanager
     def _as_a_whole(self) -> Iterator[None]:
@@ -233,10 +272,17 @@ class Recorder(TorchFunctionMode):
 
     # -- nodes --------------------------------------------------------------------------------------------------
 
-    def _add(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+    def _add(
+        self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any, opaque: bool = False
+    ) -> None:
         self._follow_grad_mode(torch.is_grad_enabled())
         node = self._create(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["val"] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+        if written := self._state.take():
+            node.meta[WRITES] = written
+        if opaque or self._untraceable or self._draws.happened():
+            node.meta[OPAQUE] = True
+        self._untraceable = False
         self._bind_result(node, result)
 
     def _create(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any] | None = None) -> fx.Node:
@@ -375,6 +421,21 @@ def _only_moves(func: Callable, args: tuple, kwargs: dict[str, Any], result: Any
     target = (*args[1:], *kwargs.values())
     to_device = func is torch.Tensor.to and all(isinstance(item, (torch.device, str, bool)) for item in target)
     return to_device and result is args[0]
+
+
+def _require_recordable(func: Callable) -> None:
+    name = getattr(func, "__name__", "")
+    if name == "__set__" and func.__self__ is torch.Tensor.data:  # type: ignore[attr-defined]
+        raise CaptureError("a tensor's .data is set, which is not recorded; write into it with copy_ under no_grad")
+    if name == "_pack_padded_sequence":
+        raise CaptureError(
+            "the sizes of packed sequences depend on data; give the recurrent module padded tensors and mask its result"
+        )
+    if func is torch.autograd.grad:
+        raise CaptureError(
+            "torch.autograd.grad is called in the forward pass, which would differentiate through regions; call it in "
+            "a module without children, or let is_leaf name the module"
+        )
 
 
 def _call_of(func: Callable, args: tuple) -> tuple[str, Any, tuple]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -46,6 +47,14 @@ def without_fake_mode() -> AbstractContextManager[Any]:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """Return what a `FakeTensorMode` raises when Python code asks for the value of a tensor."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
@@ -288,6 +297,31 @@ def all_gather(tensor: torch.Tensor, dim: int, group: str, size: int) -> torch.T
 def is_collective(target: object) -> bool:
     """Whether an operator talks to other devices."""
     return getattr(target, "namespace", "") in ("_c10d_functional", "c10d_functional", "c10d")
+
+
+@contextmanager
+def autograd_functions_announced(on_call: Callable[[type], None]) -> Iterator[None]:
+    """Call back with the class of each `autograd.Function` that is applied, by methods bound before as well."""
+    from torch._functorch import utils
+
+    original = utils.unwrap_dead_wrappers
+
+    def announced(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        caller = sys._getframe(1)
+        if caller.f_code is torch.autograd.Function.apply.__code__:
+            on_call(caller.f_locals["cls"])
+        return original(args)
+
+    utils.unwrap_dead_wrappers = announced
+    try:
+        yield
+    finally:
+        utils.unwrap_dead_wrappers = original
+
+
+def is_custom_operator(target: object) -> bool:
+    """Whether a target is an operator that is not PyTorch's own, as `torch.library` registers."""
+    return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
 
 
 def compile_joint(

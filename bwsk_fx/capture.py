@@ -7,6 +7,7 @@ batch sizes. Leaf modules become `call_module` nodes under their original paths.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,15 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx._recorder import Recorder, default_is_leaf, user_frame
+from bwsk_fx._recorder import Recorder, default_is_leaf, function_in, user_frame
 from bwsk_fx._side_effects import emptied_caches, kept_attributes
+from bwsk_fx._state_watch import kept_python_states
 from bwsk_fx.errors import CaptureError, first_line
 from bwsk_fx.graphs import before_each_call
 from bwsk_fx.signature import tensors_of
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+_HOOKS = "saved_tensor_hooks"
 AutocastState = tuple[tuple[str, torch.dtype | None], ...]
 
 
@@ -53,6 +56,7 @@ def capture(
     _require_whole_parameters(model)
     inputs = _without_single_batch(_bind(model, example_inputs))
     graph_module, guard = _record(model, inputs, is_leaf)
+    _warn_of_hooks(model, graph_module)
     guard = GraphGuard(
         guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
         guard.autocast,
@@ -156,6 +160,7 @@ def _record(
         kept_attributes(model),
         emptied_caches(model),
         torch.random.fork_rng(devices=()),
+        kept_python_states(),
         mode,
         private.python_kernels(),
         private.swapped_parameters(model, fakes),
@@ -163,6 +168,7 @@ def _record(
         arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}
         _run(model, recorder, arguments)
     graph_module = _assemble(model, recorder)
+    graph_module.meta[_HOOKS] = recorder.saved_tensor_hooks
     autocast = autocast_state() if recorder.uses_dtype else None
     symbols = tuple(recorder.symbols.items())
     return graph_module, GraphGuard(model.training, autocast, tuple(recorder.conditions), symbols)
@@ -170,14 +176,26 @@ def _record(
 
 def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> None:
     buffers = {name: module._buffers.copy() for name, module in recorder.open_modules()}
+    numbers = {name: _numbers(module) for name, module in recorder.open_modules()}
     try:
         with recorder:
             output = model(**arguments)
         recorder.finish(output)
         for name, module in recorder.open_modules():
             _require_same_buffers(name, module, buffers[name])
+            _warn_of_numbers(name, module, numbers[name])
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
+
+
+def _warn_of_hooks(model: nn.Module, graph_module: fx.GraphModule) -> None:
+    if places := graph_module.meta.pop(_HOOKS):
+        warnings.warn(
+            f"{type(model).__name__} uses torch.utils.checkpoint or other hooks on saved tensors, which the captured "
+            f"graph does without: plans decide on what is recomputed; switch them off "
+            f"(gradient_checkpointing_disable() in transformers) to silence this. First at {places[0]}",
+            stacklevel=3,
+        )
 
 
 def _require_same_buffers(path: str, module: nn.Module, before: Mapping[str, Any]) -> None:
@@ -186,6 +204,22 @@ def _require_same_buffers(path: str, module: nn.Module, before: Mapping[str, Any
             raise CaptureError(
                 f"{type(module).__name__}.forward gives buffer '{f'{path}.{name}'.lstrip('.')}' a new tensor, which a "
                 "graph cannot; write into the old one with copy_ or another in-place method"
+            )
+
+
+def _numbers(module: nn.Module) -> dict[str, float]:
+    plain = (int, float)
+    return {name: value for name, value in vars(module).items() if type(value) in plain}
+
+
+def _warn_of_numbers(path: str, module: nn.Module, before: Mapping[str, float]) -> None:
+    now = _numbers(module)
+    for name, value in before.items():
+        if now.get(name, value) != value:
+            warnings.warn(
+                f"{type(module).__name__}.forward changes the number '{f'{path}.{name}'.lstrip('.')}' from {value} to "
+                f"{now[name]}, which a graph does in no later step; make it a buffer and change that in place",
+                stacklevel=5,
             )
 
 
@@ -270,6 +304,21 @@ def _depends_on_mode(
 def _explain(model: nn.Module, error: Exception) -> str:
     cause = first_line(error)
     if not isinstance(error, CaptureError):
-        cause = f"{type(error).__name__}: {cause}"
+        cause = f"{type(error).__name__}: {cause}{_advice(error)}"
     place = user_frame(error.__traceback__)
     return ": ".join(part for part in (f"cannot capture {type(model).__name__}", place, cause) if part)
+
+
+def _advice(error: Exception) -> str:
+    """Return what a user can do about an error of PyTorch's own, where that is known."""
+    if operator := function_in(error.__traceback__, "_higher_order_ops/"):
+        return (
+            f" ({operator} runs functions that a graph of torch calls cannot hold; choose with torch.where, or write "
+            "the loop in Python)"
+        )
+    if isinstance(error, private.data_dependent_errors()):
+        return (
+            " (Python code takes the value of a tensor, which differs from step to step; choose with torch.where, or "
+            "let is_leaf name the module that does it)"
+        )
+    return ""

@@ -6,6 +6,8 @@ member of the region has written into it, the member may as well return a tensor
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable
 
 import torch
@@ -24,7 +26,20 @@ def written_operand(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node | No
         return operand if name.endswith("_") and not name.endswith("__") else None
     if node.op == "call_module":
         return operand if getattr(graph_module.get_submodule(str(node.target)), "inplace", False) else None
-    return operand if node.kwargs.get("inplace") is True else None
+    name = getattr(node.target, "__name__", "")
+    if node.target is operator.setitem or (name.endswith("_") and not name.endswith("__")):
+        return operand
+    return operand if _flag(node) is True else None
+
+
+def _flag(node: fx.Node) -> object:
+    """Return the argument `inplace` of a function of `torch.nn.functional`, given by name or by place."""
+    if "inplace" in node.kwargs or len(node.args) < 2:
+        return node.kwargs.get("inplace")
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace")  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin, which has no such argument
+        return None
 
 
 def shares_memory(one: fx.Node, other: fx.Node) -> bool:

@@ -57,8 +57,8 @@ class Applied:
             return self.original.forward(model, *args, **kwargs)
         if getattr(model, "_is_replica", False):
             raise RegionError("a rewritten model cannot run under nn.DataParallel; use DistributedDataParallel")
-        inputs = flat_arguments(inspect.signature(self.original.forward), (model, *args), kwargs)
-        inputs.pop("self")
+        # Bound, so that the first parameter may have any name.
+        inputs = flat_arguments(inspect.signature(self.original.forward.__get__(model)), args, kwargs)
         key = _key(model, inputs)
         if key not in self._graphs:
             self._graphs[key] = self._rewrite(model, inputs)

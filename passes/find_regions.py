@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import ClassVar, TypeGuard
 
@@ -12,9 +12,13 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from bwsk_fx import _torch_private as private
+from bwsk_fx._state_watch import OPAQUE, WRITES
 from bwsk_fx.blocks import block_of
 from bwsk_fx.errors import PlanError
+from bwsk_fx.inplace import is_read_again, written_operand
 from bwsk_fx.passes.pipeline import Pass, PassResult
+from bwsk_fx.signature import tensors_of
 from bwsk_fx.verdict import Label
 
 GRANULARITIES = ("block", "s-run", "whole")
@@ -51,22 +55,35 @@ class FindRegions(Pass):
         for node in graph_module.graph.nodes:
             node.meta.pop(REGION, None)
         names: set[str] = set()
-        for key, members in self._intervals(graph_module):
-            for part in _connected(members):
-                if len(part) >= _LEAST_NODES:
-                    name = _unused(str(key), names)
-                    for node in part:
-                        node.meta[REGION] = name
+        for key, part in self._parts(graph_module):
+            name = _unused(str(key), names)
+            for node in part:
+                node.meta[REGION] = name
         return PassResult(graph_module, False)
 
-    def _intervals(self, graph_module: fx.GraphModule) -> Iterator[tuple[Hashable, list[fx.Node]]]:
+    def _parts(self, graph_module: fx.GraphModule) -> list[tuple[Hashable, list[fx.Node]]]:
+        """Return what becomes a region; memory that is written into across a border stays outside."""
+        state = _State.of(graph_module)
+        while True:
+            parts = [
+                (key, part)
+                for key, members in self._intervals(graph_module, state)
+                for part in _connected(members)
+                if len(part) >= _LEAST_NODES
+            ]
+            across = _written_across(graph_module, [part for _, part in parts])
+            if across <= state.storages_kept_out:
+                return parts
+            state = replace(state, storages_kept_out=state.storages_kept_out | across)
+
+    def _intervals(self, graph_module: fx.GraphModule, state: _State) -> Iterator[tuple[Hashable, list[fx.Node]]]:
         """Cut the execution order wherever the key changes; nodes that no region can hold cut it too."""
         current: Hashable = None
         members: list[fx.Node] = []
         for node in graph_module.graph.nodes:
             if _floats(node):
                 continue
-            key = self._key(node) if _can_join(node, graph_module) else None
+            key = self._key(node) if _can_join(node, state) else None
             if key != current and members:
                 yield current, members
                 members = []
@@ -97,11 +114,84 @@ def _floats(node: fx.Node) -> bool:
     return is_size and all(map(_floats, node.all_input_nodes))
 
 
-def _can_join(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+@dataclass(frozen=True)
+class _State:
+    """What a graph writes into besides its activations; in the backward pass it is not what it was when it was read.
+
+    Attributes:
+        graph_module: The graph.
+        tensors: The identities of the parameters and buffers that a node writes into.
+        storages: What the values of nodes that read them share.
+        storages_kept_out: Memory of activations of which no region may make a tensor.
+    """
+
+    graph_module: fx.GraphModule
+    tensors: frozenset[int]
+    storages: frozenset[Hashable]
+    storages_kept_out: frozenset[Hashable] = frozenset()
+
+    @classmethod
+    def of(cls, graph_module: fx.GraphModule) -> _State:
+        own = tensors_of(graph_module)
+        names = {name for node in graph_module.graph.nodes for name in node.meta.get(WRITES, ())}
+        tensors = frozenset(id(own[name]) for name in names if name in own)
+        reads = [node for node in graph_module.graph.find_nodes(op="get_attr") if id(own.get(node.target)) in tensors]
+        return cls(graph_module, tensors, frozenset(map(_storage, reads)) - {None})
+
+    def is_touched_by(self, node: fx.Node) -> bool:
+        """Whether a node writes into state, or reads any that is written into."""
+        if WRITES in node.meta or _storage(node) in self.storages_kept_out:
+            return True
+        if any(_storage(operand) in self.storages for operand in node.all_input_nodes):
+            return True
+        if node.op != "call_module":
+            return False
+        module = self.graph_module.get_submodule(str(node.target))
+        return any(map(_updates_state, module.modules())) or any(
+            id(tensor) in self.tensors for tensor in tensors_of(module).values()
+        )
+
+
+def _storage(node: fx.Node) -> Hashable:
+    value = node.meta.get("val")
+    return private.storage_key(value) if isinstance(value, torch.Tensor) else None
+
+
+def _written_across(graph_module: fx.GraphModule, parts: Sequence[Sequence[fx.Node]]) -> frozenset[Hashable]:
+    """Return memory that one node writes into, another reads later, and not all views of it are of one region.
+
+    What leaves a region is a tensor of its own, whatever it was a view of.
+    """
+    part_of = {node: index for index, part in enumerate(parts) for node in part}
+    views: dict[Hashable, list[fx.Node]] = {}
+    for node in graph_module.graph.nodes:
+        if (storage := _storage(node)) is not None:
+            views.setdefault(storage, []).append(node)
+    found = set()
+    for node in graph_module.graph.nodes:
+        operand = written_operand(node, graph_module)
+        if operand is None or not is_read_again(node, operand):
+            continue
+        sharing = views.get(_storage(operand), [])
+        if len({part_of.get(view) for view in (*sharing, node)}) > 1 and len(sharing) > 1:
+            found.add(_storage(operand))
+    return frozenset(found)
+
+
+def _can_join(node: fx.Node, state: _State) -> bool:
     values = [node, *(operand for operand in node.all_input_nodes if not _floats(operand))]
     if not all(isinstance(value.meta.get("val"), torch.Tensor) or _is_tuple_of_tensors(value) for value in values):
         return False
-    return node.op != "call_module" or not _updates_state(graph_module.get_submodule(str(node.target)))
+    if node.op == "call_module" and any(
+        map(_draws_by_itself, state.graph_module.get_submodule(str(node.target)).modules())
+    ):
+        return False
+    return OPAQUE not in node.meta and not state.is_touched_by(node)
+
+
+def _draws_by_itself(module: nn.Module) -> bool:
+    """Whether a module draws dropout masks in an order that tracing does not follow: between recurrent layers."""
+    return isinstance(module, nn.RNNBase) and module.num_layers > 1 and module.dropout > 0 and module.training
 
 
 def _is_tuple_of_tensors(node: object) -> TypeGuard[fx.Node]:
@@ -110,7 +200,7 @@ def _is_tuple_of_tensors(node: object) -> TypeGuard[fx.Node]:
 
 
 def _updates_state(module: nn.Module) -> bool:
-    """Whether running the module twice would change a buffer twice."""
+    """Whether running the module twice would change a buffer twice; its mode may have changed since the capture."""
     return bool(getattr(module, "track_running_stats", False)) and module.training
 
 

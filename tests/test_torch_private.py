@@ -504,3 +504,40 @@ def retraced() -> None:
     module = private.retraced(fx.GraphModule(nn.Module(), graph))
     assert [node.name for node in module.graph.find_nodes(op="placeholder")] == ["primals_1"]
     assert all(isinstance(n.target, torch._ops.OpOverload) for n in module.graph.nodes if n.op == "call_function")
+
+
+@check
+def data_dependent_errors():
+    for ask in (bool, float, torch.nonzero):
+        with private.fake_mode(), pytest.raises(private.data_dependent_errors()):
+            found = ask(torch.ones(3).sum())
+            bool(found.sum() > 0)
+
+
+@check
+def is_custom_operator():
+    @torch.library.custom_op("bwsk_tests::is_custom_operator", mutates_args=())
+    def custom(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    assert private.is_custom_operator(torch.ops.bwsk_tests.is_custom_operator.default)
+    assert not any(map(private.is_custom_operator, (torch.ops.aten.sin.default, torch.sin, custom)))
+
+
+@check
+def autograd_functions_announced():
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    bound, seen = Identity.apply, []
+    with private.autograd_functions_announced(seen.append):
+        bound(torch.ones(1))
+        Identity.apply(torch.ones(1))
+    bound(torch.ones(1))
+    assert seen == [Identity, Identity]

@@ -151,8 +151,11 @@ def is_constant(node: fx.Node) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether running the node again gives something else, or makes other devices wait for a call they do not make."""
-    if private.is_collective(node.target):
+    """Whether running the node again may give something else, or make other devices wait for a call they do not make.
+
+    Nothing is known of operators that are not PyTorch's own.
+    """
+    if private.is_collective(node.target) or private.is_custom_operator(node.target):
         return True
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False

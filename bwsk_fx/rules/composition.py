@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.rules import sizes
 from bwsk_fx.rules.decomposition import (
     Decomposition,
@@ -62,6 +63,8 @@ def compose(call: Call) -> Verdict:
 
 def _decomposed(call: Call) -> Decomposition:
     """Decompose a call, or take the decomposition of an equal module that was typed before."""
+    if private.is_custom_operator(call.target):
+        raise UndecomposableError(f"{call.target} is opaque: an operator that is not PyTorch's own")
     args, kwargs = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], (call.args, dict(call.kwargs)))
     operands = [operand.meta["val"] for operand in call.operands]
     if call.module is None:

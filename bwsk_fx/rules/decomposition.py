@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx._side_effects import emptied_caches, kept_attributes, kept_buffers
+from bwsk_fx._state_watch import kept_python_states
 from bwsk_fx.errors import first_line
 from bwsk_fx.rules.random import is_random
 from bwsk_fx.rules.registry import Call
@@ -212,5 +213,5 @@ def untouched(module: nn.Module | None) -> Iterator[None]:
         yield
         return
     # Attributes come back first, so that values go into the buffers that were there before.
-    with kept_buffers(module), kept_attributes(module):
+    with kept_buffers(module), kept_attributes(module), kept_python_states():
         yield
