@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bwsk_fx._intercept import intercepted
 from bwsk_fx._opaque import run_leaf
+from bwsk_fx._side_effects import STAYS_OUTSIDE, changes_itself
 from bwsk_fx.errors import CaptureError
 
 _TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
@@ -39,6 +40,7 @@ _OPERATORS = {
     "__matmul__": operator.matmul,
     "neg": operator.neg,
 }
+_TENSOR_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 _ARITHMETIC = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
@@ -113,6 +115,7 @@ class Recorder(TorchFunctionMode):
         self._sizes: dict[sympy.Expr, fx.Node] = {}
         self._stack: dict[str, tuple[str, type]] = {}
         self._opaque = False
+        self._hooks_tensors = False
         self._grad_at_start = torch.is_grad_enabled()
         self._grad_switch: fx.Node | None = None
 
@@ -170,6 +173,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run `func` on the fakes and record it when it yields or writes a tensor."""
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _TENSOR_HOOKS:
+            self._require_no_hook(func.__name__)
         if self._opaque:
             return func(*args, **kwargs)
         if getattr(func, "__self__", None) is torch.Tensor.dtype and _is_users(sys._getframe(1)):
@@ -186,6 +191,15 @@ class Recorder(TorchFunctionMode):
                 op, target, args = _call_of(func, args)
                 self._add(op, target, args, kwargs, result)
         return result
+
+    def _require_no_hook(self, name: str) -> None:
+        """Refuse hooks on tensors, which a graph of torch calls loses; a leaf goes on registering its own."""
+        self._hooks_tensors = True
+        if not self._opaque:
+            raise CaptureError(
+                f"{name} is called on a tensor outside a leaf module, and a graph of torch calls would lose the hook; "
+                "let is_leaf name the module that calls it, or hook the model's result"
+            )
 
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         node = self._nodes.get(id(tensor))
@@ -208,10 +222,18 @@ class Recorder(TorchFunctionMode):
         with self._entered(path, module):
             if module is self._root or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
-            with self._as_a_whole():
-                result = run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
-                self._add("call_module", path, args, kwargs, result)
-            return result
+            return self._leaf(original, module, path, args, kwargs)
+
+    def _leaf(self, original: Callable, module: nn.Module, path: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._hooks_tensors = False
+        with self._as_a_whole():
+            result, changed = changes_itself(
+                module, lambda: run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
+            )
+            node = self._add("call_module", path, args, kwargs, result)
+        if changed is not None or self._hooks_tensors:
+            node.meta[STAYS_OUTSIDE] = f"writes {changed}" if changed else "registers hooks on tensors"
+        return result
 
     @contextmanager
     def _as_a_whole(self) -> Iterator[None]:
@@ -233,11 +255,12 @@ class Recorder(TorchFunctionMode):
 
     # -- nodes --------------------------------------------------------------------------------------------------
 
-    def _add(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+    def _add(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> fx.Node:
         self._follow_grad_mode(torch.is_grad_enabled())
         node = self._create(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["val"] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
         self._bind_result(node, result)
+        return node
 
     def _create(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any] | None = None) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {})

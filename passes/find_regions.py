@@ -12,6 +12,8 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from bwsk_fx._hooks import hooked_inside
+from bwsk_fx._side_effects import STAYS_OUTSIDE
 from bwsk_fx.blocks import block_of
 from bwsk_fx.errors import PlanError
 from bwsk_fx.passes.pipeline import Pass, PassResult
@@ -101,7 +103,9 @@ def _can_join(node: fx.Node, graph_module: fx.GraphModule) -> bool:
     values = [node, *(operand for operand in node.all_input_nodes if not _floats(operand))]
     if not all(isinstance(value.meta.get("val"), torch.Tensor) or _is_tuple_of_tensors(value) for value in values):
         return False
-    return node.op != "call_module" or not _updates_state(graph_module.get_submodule(str(node.target)))
+    if STAYS_OUTSIDE in node.meta:
+        return False
+    return node.op != "call_module" or _can_run_again(graph_module.get_submodule(str(node.target)))
 
 
 def _is_tuple_of_tensors(node: object) -> TypeGuard[fx.Node]:
@@ -109,9 +113,10 @@ def _is_tuple_of_tensors(node: object) -> TypeGuard[fx.Node]:
     return isinstance(value, (tuple, list)) and all(isinstance(item, torch.Tensor) for item in value)
 
 
-def _updates_state(module: nn.Module) -> bool:
-    """Whether running the module twice would change a buffer twice."""
-    return bool(getattr(module, "track_running_stats", False)) and module.training
+def _can_run_again(module: nn.Module) -> bool:
+    """Whether running the module twice changes no buffer twice, and not running it calls no hook too few."""
+    updates_state = bool(getattr(module, "track_running_stats", False)) and module.training
+    return not updates_state and not hooked_inside(module)
 
 
 def _connected(members: Sequence[fx.Node]) -> list[list[fx.Node]]:
