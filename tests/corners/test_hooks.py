@@ -99,7 +99,9 @@ def test_hooks_on_all_modules_are_refused():
 def test_parameter_hooks_see_the_gradients_of_eager_once():
     def hook(model: nn.Module, log: list) -> None:
         for name, parameter in model.named_parameters():
-            parameter.register_hook(lambda gradient, name=name: log.append((name, gradient.sum().item())) or 2 * gradient)
+            parameter.register_hook(
+                lambda gradient, name=name: log.append((name, gradient.sum().item())) or 2 * gradient
+            )
             parameter.register_post_accumulate_grad_hook(lambda p, name=name: log.append((name, p.grad.sum().item())))
 
     found, gradients = _log("reversible", True, hook, "")
