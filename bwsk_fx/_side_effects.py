@@ -66,7 +66,7 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_parametrizations(module: nn.Module) -> Iterator[None]:
-    """Give the buffers of parametrizations their values back: looking at a spectrally normalised weight updates them."""
+    """Give the buffers of parametrizations their values back: reading a spectrally normalised weight updates them."""
     with ExitStack() as stack:
         for part in module.modules():
             if is_parametrized(part):

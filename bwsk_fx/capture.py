@@ -25,7 +25,7 @@ from bwsk_fx.signature import tensors_of
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 _HOOK_ADVICE = (
-    "which a graph of torch calls would not run: remove it, register it on a leaf module (capture's is_leaf says which) "
+    "which a graph of torch calls would not run: remove it, register it on a leaf module (see is_leaf of capture) "
     "or, with apply, on the model itself"
 )
 AutocastState = tuple[tuple[str, torch.dtype | None], ...]
