@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bwsk_fx._intercept import intercepted
 from bwsk_fx._opaque import run_leaf
+from bwsk_fx._side_effects import STAYS_OUTSIDE, changes_itself
 from bwsk_fx._state_watch import OPAQUE, WRITES, PythonDraws, StateWatch
 from bwsk_fx.errors import CaptureError
 
@@ -40,6 +41,7 @@ _OPERATORS = {
     "__matmul__": operator.matmul,
     "neg": operator.neg,
 }
+_TENSOR_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 _ARITHMETIC = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
@@ -128,6 +130,7 @@ class Recorder(TorchFunctionMode):
         self._draws = PythonDraws()
         self.saved_tensor_hooks: list[str | None] = []  # where the model's code puts some on
         self._untraceable = False
+        self._hooks_tensors = False
         self._grad_at_start = torch.is_grad_enabled()
         self._grad_switch: fx.Node | None = None
 
@@ -188,6 +191,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run `func` on the fakes and record it when it yields or writes a tensor."""
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _TENSOR_HOOKS:
+            self._require_no_hook(func.__name__)
         if self._opaque:
             self._untraceable |= func is torch.autograd.grad
             with self._state.during(func, args, kwargs):
@@ -210,6 +215,15 @@ class Recorder(TorchFunctionMode):
                 self._add(op, target, args, kwargs, result)
         return result
 
+    def _require_no_hook(self, name: str) -> None:
+        """Refuse hooks on tensors, which a graph of torch calls loses; a leaf goes on registering its own."""
+        self._hooks_tensors = True
+        if not self._opaque:
+            raise CaptureError(
+                f"{name} is called on a tensor outside a leaf module, and a graph of torch calls would lose the hook; "
+                "let is_leaf name the module that calls it, or hook the model's result"
+            )
+
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         node = self._nodes.get(id(tensor))
         computed = node is not None and node.op not in ("placeholder", "get_attr")
@@ -231,13 +245,21 @@ class Recorder(TorchFunctionMode):
         with self._entered(path, module):
             if module is self._root or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
-            self._require_no_draws()
-            with self._as_a_whole():
-                result, opaque = run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
-                if opaque:
-                    self._state.note_buffers(path, module)
-                self._add("call_module", path, args, kwargs, result, opaque)
-            return result
+            return self._leaf(original, module, path, args, kwargs)
+
+    def _leaf(self, original: Callable, module: nn.Module, path: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self._require_no_draws()
+        self._hooks_tensors = False
+        with self._as_a_whole():
+            (result, opaque), changed = changes_itself(
+                module, lambda: run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
+            )
+            if opaque:
+                self._state.note_buffers(path, module)
+            node = self._add("call_module", path, args, kwargs, result, opaque)
+        if changed is not None or self._hooks_tensors:
+            node.meta[STAYS_OUTSIDE] = f"writes {changed}" if changed else "registers hooks on tensors"
+        return result
 
     def _on_hooks(self) -> None:
         self.saved_tensor_hooks.append(_current_source())
@@ -274,7 +296,7 @@ class Recorder(TorchFunctionMode):
 
     def _add(
         self, op: str, target: Any, args: tuple, kwargs: dict[str, Any], result: Any, opaque: bool = False
-    ) -> None:
+    ) -> fx.Node:
         self._follow_grad_mode(torch.is_grad_enabled())
         node = self._create(op, target, self._arguments(args), self._arguments(kwargs))
         node.meta["val"] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
@@ -284,6 +306,7 @@ class Recorder(TorchFunctionMode):
             node.meta[OPAQUE] = True
         self._untraceable = False
         self._bind_result(node, result)
+        return node
 
     def _create(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any] | None = None) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+# Key in `node.meta` of a leaf that no region can hold: what is done once in a step would be done when it is planned.
+STAYS_OUTSIDE = "stays_outside"
 
 
 @contextmanager
@@ -24,6 +28,30 @@ def kept_attributes(module: nn.Module) -> Iterator[None]:
             _restore(vars(part), attributes)
 
 
+def changes_itself(module: nn.Module, run: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Run a module, and say what the run changes in it; None where nothing.
+
+    Args:
+        module: The module whose buffers, parameters and attributes are looked at, those of its children included.
+        run: Runs it.
+
+    Returns:
+        What `run` returns, and the name of what it has written into or replaced.
+    """
+    before = dict(_state(module))
+    result = run()
+    changed = (name for name, state in _state(module) if before.get(name) != state)
+    return result, next(changed, None)
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    for path, part in module.named_modules():
+        for table in (part._parameters, part._buffers, vars(part)):
+            for name, value in table.items():
+                version = value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
+                yield f"{path}.{name}".lstrip("."), (id(value), version)
+
+
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
     """Give the buffers of a module and its children their values back."""
@@ -34,6 +62,16 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
+
+
+@contextmanager
+def kept_parametrizations(module: nn.Module) -> Iterator[None]:
+    """Give the buffers of parametrizations their values back: reading a spectrally normalised weight updates them."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if is_parametrized(part):
+                stack.enter_context(kept_buffers(part.parametrizations))  # type: ignore[arg-type]
+        yield
 
 
 def _restore(table: dict[str, Any], entries: Mapping[str, Any]) -> None:

@@ -30,7 +30,8 @@ def swapped_parameters(module: nn.Module, tensors: dict[str, torch.Tensor]) -> I
     """Let `module` see `tensors` in place of its parameters and buffers, tied ones included."""
     from torch.nn.utils.stateless import _reparametrize_module
 
-    with _reparametrize_module(module, tensors, tie_weights=True):
+    # Last in, first out: a module at two paths is met twice, and its own tensors come out with the first.
+    with _reparametrize_module(module, tensors, tie_weights=True, stack_weights=True):
         yield
 
 
@@ -150,6 +151,19 @@ def evaluate(expression: Any, values: Mapping[Any, Any]) -> Any:
 def inside_function_transform() -> bool:
     """Whether a `torch.func` transform (grad, vmap, jvp) is running."""
     return torch._C._are_functorch_transforms_active()
+
+
+def global_module_hooks() -> tuple[Callable[..., Any], ...]:
+    """Return the hooks that run around calls of every module of this process."""
+    from torch.nn.modules import module
+
+    tables = (
+        module._global_forward_pre_hooks,
+        module._global_forward_hooks,
+        module._global_backward_pre_hooks,
+        module._global_backward_hooks,
+    )
+    return tuple(hook for table in tables for hook in table.values())
 
 
 def release_saved_tensors(ctx: Any) -> None:

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._hooks import lost_hook, without_hooks
 from bwsk_fx._recorder import Recorder, default_is_leaf, function_in, user_frame
 from bwsk_fx._side_effects import emptied_caches, kept_attributes
 from bwsk_fx._state_watch import kept_python_states
@@ -26,6 +27,10 @@ from bwsk_fx.signature import tensors_of
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 _HOOKS = "saved_tensor_hooks"
+_HOOK_ADVICE = (
+    "which a graph of torch calls would not run: remove it, register it on a leaf module (see is_leaf of capture) "
+    "or, with apply, on the model itself"
+)
 AutocastState = tuple[tuple[str, torch.dtype | None], ...]
 
 
@@ -62,9 +67,9 @@ def capture(
         guard.autocast,
         guard.conditions,
         guard.symbols,
+        guard.open_modules,
     )
-    if guard.training is not None or guard.autocast is not None or guard.conditions:
-        before_each_call(graph_module, guard)
+    before_each_call(graph_module, guard)
     return graph_module
 
 
@@ -78,15 +83,20 @@ class GraphGuard:
             in all.
         conditions: Conditions on batch symbols that the model's Python code branched on.
         symbols: Batch symbol to (placeholder name, dimension).
+        open_modules: Paths of the modules whose Python code was recorded: nothing calls them, so that hooks on them
+            would not run.
     """
 
     training: bool | None
     autocast: AutocastState | None
     conditions: tuple[Any, ...]
     symbols: tuple[tuple[Any, tuple[str, int]], ...]
+    open_modules: tuple[str, ...]
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Raise `CaptureError` where the captured control flow does not hold."""
+        """Raise `CaptureError` where the captured control flow does not hold, or a hook would not run."""
+        if lost := lost_hook((path, module.get_submodule(path)) for path in self.open_modules):
+            raise CaptureError(f"{lost}, {_HOOK_ADVICE}")
         if self.training is not None and module.training != self.training:
             modes = {True: "train", False: "eval"}
             raise CaptureError(
@@ -156,9 +166,13 @@ def _record(
     mode = private.fake_mode()
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
     recorder = Recorder(model, fakes, tensors_of(model), is_leaf)
+    open_modules = tuple(recorder.open_modules())
+    if lost := lost_hook(open_modules):
+        raise CaptureError(f"cannot capture {type(model).__name__}: {lost}, {_HOOK_ADVICE}")
     with (
         kept_attributes(model),
         emptied_caches(model),
+        without_hooks(model),
         torch.random.fork_rng(devices=()),
         kept_python_states(),
         mode,
@@ -171,7 +185,8 @@ def _record(
     graph_module.meta[_HOOKS] = recorder.saved_tensor_hooks
     autocast = autocast_state() if recorder.uses_dtype else None
     symbols = tuple(recorder.symbols.items())
-    return graph_module, GraphGuard(model.training, autocast, tuple(recorder.conditions), symbols)
+    open_paths = tuple(path for path, _ in open_modules if path)
+    return graph_module, GraphGuard(model.training, autocast, tuple(recorder.conditions), symbols, open_paths)
 
 
 def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Unpack
 import torch
 from torch import fx, nn
 
+from bwsk_fx._hooks import is_hooked
 from bwsk_fx.capture import autocast_state, capture, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
@@ -50,6 +51,9 @@ class Applied:
     def __deepcopy__(self, memo: dict[int, Any]) -> Applied:
         # The copy of a model captures itself anew: these graphs hold the modules of the first.
         return Applied(self.mode, self.plan, self.granularity, self.original)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Applied, (self.mode, self.plan, self.granularity, self.original)
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a training step's forward pass in this mode; without gradients, the model's own."""
@@ -159,12 +163,24 @@ def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
         # Whoever has bound this method calls it after `restore` too.
         return original.forward(self, *args, **kwargs) if state is None else state.run(self, args, kwargs)
 
+    def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        make, args, *rest = original.__reduce_ex__(self, protocol)  # type: ignore[misc]
+        # By name, a pickle would find the original class.
+        return (_remade, (original, *args[1:]), *rest) if args[:1] == (type(self),) else (make, args, *rest)
+
     # Whoever unwraps a forward method, as accelerate does, has to stop here.
     del forward.__wrapped__
     forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
     # The name is part of what save_pretrained writes.
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
-    return type(original.__name__, (original,), {"forward": forward, **names})
+    return type(original.__name__, (original,), {"forward": forward, "__reduce_ex__": reduced, **names})
+
+
+def _remade(original: type[nn.Module], *args: Any) -> nn.Module:
+    """Make the empty module that a pickle or a deep copy of a model in a mode fills."""
+    model = original.__new__(original, *args)
+    model.__class__ = _applied_class(original)  # type: ignore[arg-type, assignment]
+    return model
 
 
 @contextmanager
@@ -192,7 +208,10 @@ def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
     Of the batch size only equality counts.
     """
     sizes: dict[int, int] = {}
-    modules = tuple((id(module), module.training) for module in model.modules())
+    # Those with hooks of their own stay outside of regions; hooks of the model run around its graph.
+    modules = tuple(
+        (id(module), module.training, module is not model and is_hooked(module)) for module in model.modules()
+    )
     kinds = tuple((name, _kind(name, value, sizes)) for name, value in inputs.items())
     # A model's own code may read dtypes, which autocast decides.
     return modules, autocast_state(), kinds

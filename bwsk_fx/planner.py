@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from torch.autograd.graph import saved_tensors_hooks
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._hooks import without_hooks
+from bwsk_fx._side_effects import kept_attributes
 from bwsk_fx._state_watch import kept_python_states
 from bwsk_fx.errors import PlanError, first_line
 from bwsk_fx.planning.allocate import fewest_kept, least_memory, least_time
@@ -133,7 +135,13 @@ def foresee(graph: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
     named = dict(zip(placeholders, args, strict=False)) | dict(kwargs)
     own = {name: fake(tensor) for name, tensor in tensors_of(graph).items()}
     run = _FakeRun(graph, own.values())
-    with kept_python_states(), mode, private.swapped_parameters(graph, own):
+    with (
+        kept_python_states(),
+        kept_attributes(graph),
+        without_hooks(graph),
+        mode,
+        private.swapped_parameters(graph, own),
+    ):
         try:
             run.run(*(fake(named[name]) for name in placeholders if name in named))
         except (PlanError, KeyboardInterrupt):

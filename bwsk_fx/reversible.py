@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._hooks import is_hooked
 from bwsk_fx._side_effects import emptied_caches
 from bwsk_fx.errors import RegionError
 from bwsk_fx.planning.options import PlanOptions
@@ -120,7 +121,7 @@ class ReversibleRegion(nn.Module):
                 f"region {self.name} was called inside a torch.func transform (grad, vmap, jvp, …), which reversible "
                 "regions do not support; transform the model before it is rewritten, or use loss.backward()"
             )
-        if hooked := self._settings.hooked_module():
+        if hooked := next((path for path, module in self._settings.modules() if is_hooked(module)), None):
             raise RegionError(
                 f"region {self.name}: module {hooked} carries forward or backward hooks, which a fused region does not "
                 "run; remove them, or keep the module out of regions"

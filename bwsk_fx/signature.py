@@ -61,22 +61,15 @@ class Settings:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the parameters and buffers as they are now, in order of first use, tied ones under every name."""
-        for path, module in self._modules():
+        for path, module in self.modules():
             for members in (module._parameters, module._buffers):
                 yield from ((f"{path}.{name}", tensor) for name, tensor in members.items() if tensor is not None)
 
     def current(self) -> Hashable:
         """Return classes and settings as they are now, train and eval mode included."""
-        return tuple(self._setting(module) for _, module in self._modules())
+        return tuple(self._setting(module) for _, module in self.modules())
 
-    def hooked_module(self) -> str | None:
-        """Return the path of a module with hooks, which a fused region would not run."""
-        for path, module in self._modules():
-            if any(module.__dict__[hooks] for hooks in HOOKS):
-                return path
-        return None
-
-    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the leaves and what is in them."""
         for path, leaf in self.leaves:
             if leaf._modules:

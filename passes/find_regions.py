@@ -13,6 +13,8 @@ import torch
 from torch import fx, nn
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._hooks import hooked_inside
+from bwsk_fx._side_effects import STAYS_OUTSIDE
 from bwsk_fx._state_watch import OPAQUE, WRITES
 from bwsk_fx.blocks import block_of
 from bwsk_fx.errors import PlanError
@@ -182,11 +184,9 @@ def _can_join(node: fx.Node, state: _State) -> bool:
     values = [node, *(operand for operand in node.all_input_nodes if not _floats(operand))]
     if not all(isinstance(value.meta.get("val"), torch.Tensor) or _is_tuple_of_tensors(value) for value in values):
         return False
-    if node.op == "call_module" and any(
-        map(_draws_by_itself, state.graph_module.get_submodule(str(node.target)).modules())
-    ):
+    if node.op == "call_module" and not _can_run_again(state.graph_module.get_submodule(str(node.target))):
         return False
-    return OPAQUE not in node.meta and not state.is_touched_by(node)
+    return OPAQUE not in node.meta and STAYS_OUTSIDE not in node.meta and not state.is_touched_by(node)
 
 
 def _draws_by_itself(module: nn.Module) -> bool:
@@ -197,6 +197,11 @@ def _draws_by_itself(module: nn.Module) -> bool:
 def _is_tuple_of_tensors(node: object) -> TypeGuard[fx.Node]:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(value, (tuple, list)) and all(isinstance(item, torch.Tensor) for item in value)
+
+
+def _can_run_again(module: nn.Module) -> bool:
+    """Whether running the module twice draws the same masks, and not running it calls no hook too few."""
+    return not any(map(_draws_by_itself, module.modules())) and not hooked_inside(module)
 
 
 def _updates_state(module: nn.Module) -> bool:

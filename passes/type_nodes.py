@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from bwsk_fx._side_effects import kept_parametrizations
 from bwsk_fx.errors import RuleError
 from bwsk_fx.passes.pipeline import Pass, PassResult, verify
 from bwsk_fx.rules import published, sound
@@ -39,6 +40,13 @@ class TypeNodes(Pass):
         """Type all nodes; the nodes themselves stay as they are."""
         load_entry_points()
         dynamic: set[fx.Node] = set()
+        with kept_parametrizations(graph_module):
+            self._type(graph_module, dynamic)
+        for node, verdict in overridden(graph_module, self.overrides, dynamic).items():
+            node.meta["bwsk"] = replace(verdict, ruleset=self.ruleset)
+        return PassResult(graph_module, False)
+
+    def _type(self, graph_module: fx.GraphModule, dynamic: set[fx.Node]) -> None:
         memory: dict[Hashable, Any] = {}
         for node in graph_module.graph.nodes:
             call = sound.call_at(graph_module, node, dynamic, memory)
@@ -48,9 +56,6 @@ class TypeNodes(Pass):
                 node.meta["bwsk"] = RULESETS[self.ruleset](call)
             except Exception as error:
                 raise RuleError(_explain(call, error)) from error
-        for node, verdict in overridden(graph_module, self.overrides, dynamic).items():
-            node.meta["bwsk"] = replace(verdict, ruleset=self.ruleset)
-        return PassResult(graph_module, False)
 
 
 def type_nodes(graph: fx.GraphModule, ruleset: str = "sound", overrides: Overrides | None = None) -> fx.GraphModule:
