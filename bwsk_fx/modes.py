@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Unpack
 import torch
 from torch import fx, nn
 
+from bwsk_fx._inside import hooks_inside, require_gathered, require_no_lost_hooks
 from bwsk_fx.capture import autocast_state, capture, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
@@ -57,6 +58,7 @@ class Applied:
             return self.original.forward(model, *args, **kwargs)
         if getattr(model, "_is_replica", False):
             raise RegionError("a rewritten model cannot run under nn.DataParallel; use DistributedDataParallel")
+        require_gathered(model)
         inputs = flat_arguments(inspect.signature(self.original.forward), (model, *args), kwargs)
         inputs.pop("self")
         key = _key(model, inputs)
@@ -70,6 +72,7 @@ class Applied:
         return self.rewritten(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
 
     def _rewrite(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        require_no_lost_hooks(model)
         with _as_it_was(model, self.original):
             graph = capture(model, inputs)
         type_nodes(graph)
@@ -187,7 +190,7 @@ def _as_it_was(model: nn.Module, original: type[nn.Module]) -> Iterator[None]:
 
 
 def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
-    """Tell models and kinds of input apart: submodules and their modes, everything but the batch size.
+    """Tell models and kinds of input apart: submodules, their modes and hooks, everything but the batch size.
 
     Of the batch size only equality counts.
     """
@@ -195,7 +198,7 @@ def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
     modules = tuple((id(module), module.training) for module in model.modules())
     kinds = tuple((name, _kind(name, value, sizes)) for name, value in inputs.items())
     # A model's own code may read dtypes, which autocast decides.
-    return modules, autocast_state(), kinds
+    return modules, hooks_inside(model), autocast_state(), kinds
 
 
 def _kind(name: str, value: Any, sizes: dict[int, int]) -> Hashable:

@@ -342,6 +342,31 @@ def test_hooks_on_the_model_run_once(make_vit, make_images, train_step, assert_s
     assert _ran_reversibly(model)
 
 
+def test_a_hook_on_a_block_counts_from_when_it_is_there(make_vit, make_images, train_step, assert_same_bits):
+    """The graph has blocks inlined, and has to be another one from then on."""
+    found = []
+    for mode in ("conventional", "reversible"):
+        model = make_vit()
+        apply(model, mode, tier="exact")
+        before = train_step(model, make_images())
+        handle = model.vit.layers[0].register_forward_hook(lambda module, args, output: output.sin())
+        hooked = train_step(model, make_images())
+        handle.remove()
+        found.append((before, hooked, train_step(model, make_images())))
+    for conventional, reversible in zip(*found, strict=True):
+        assert_same_bits(conventional, reversible)
+    before, hooked, after = (step["loss"] for step in found[1])
+    assert torch.equal(before, after) and not torch.equal(before, hooked)
+
+
+def test_backward_hooks_on_a_block_are_refused(make_vit, make_images):
+    model = apply(make_vit())
+    model(**make_images()).loss.backward()
+    model.vit.layers[0].register_full_backward_hook(lambda *_: None)
+    with pytest.raises(RegionError, match=r"module 'vit.layers.0' carries backward hooks, which the rewritten ViTFor"):
+        model(**make_images())
+
+
 # -- taking a mode back -----------------------------------------------------------------------------------------------
 
 
