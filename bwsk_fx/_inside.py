@@ -7,10 +7,12 @@ their hooks run once, when they are captured.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx._recorder import default_is_leaf
@@ -76,6 +78,14 @@ def hooks_inside(model: nn.Module) -> Hashable:
         for kind in HOOKS
         if number and module.__dict__[kind]
     )
+
+
+def unseen_by_hooks() -> AbstractContextManager[None]:
+    """Return a context in which what autograd saves is not shown to the caller's saved-tensor hooks.
+
+    A checkpoint around a model counts what is saved in both of its runs, and only the first one captures and plans.
+    """
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)  # type: ignore[no-any-return]
 
 
 def _has(module: nn.Module, which: str) -> bool:

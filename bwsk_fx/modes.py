@@ -13,7 +13,7 @@ from typing import Any, TypeVar, Unpack
 import torch
 from torch import fx, nn
 
-from bwsk_fx._inside import hooks_inside, require_gathered, require_no_lost_hooks
+from bwsk_fx._inside import hooks_inside, require_gathered, require_no_lost_hooks, unseen_by_hooks
 from bwsk_fx.capture import autocast_state, capture, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
@@ -63,7 +63,8 @@ class Applied:
         inputs.pop("self")
         key = _key(model, inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._rewrite(model, inputs)
+            with unseen_by_hooks():
+                self._graphs[key] = self._rewrite(model, inputs)
         self.graph, self.rewritten = self._graphs[key]
         self.rewritten.training = model.training
         # What `load_state_dict(assign=True)` or a conversion has put in place of the captured ones.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import bwsk_fx
 from bwsk_fx import modes
@@ -357,6 +358,17 @@ def test_a_hook_on_a_block_counts_from_when_it_is_there(make_vit, make_images, t
         assert_same_bits(conventional, reversible)
     before, hooked, after = (step["loss"] for step in found[1])
     assert torch.equal(before, after) and not torch.equal(before, hooked)
+
+
+def test_a_checkpoint_around_a_model_sees_the_same_in_both_of_its_runs(make_vit, make_images, assert_same_bits):
+    """The first run captures and plans, the second one does not."""
+    found = []
+    for mode in ("conventional", "reversible"):
+        model = apply(make_vit(), mode, **({"tier": "exact"} if mode == "reversible" else {}))
+        loss = checkpoint(lambda model=model: model(**make_images()).loss, use_reentrant=False)
+        loss.backward()
+        found.append({"loss": loss.detach()} | {name: one.grad for name, one in model.named_parameters()})
+    assert_same_bits(*found)
 
 
 def test_backward_hooks_on_a_block_are_refused(make_vit, make_images):

@@ -115,7 +115,7 @@ def in_half_precision(unit: str, reshard: bool) -> dict[str, Any]:
         for found in (rounded, plain)
     )
     same = all(torch.equal(exact[name], one) for name, one in plain.items())
-    return {"same": same, "error": error, "usual_error": usual, "regions": regions(model)}
+    return {"same": same, "rounded": error, "plain": usual, "regions": regions(model)}
 
 
 def floor(gradient: Tensor, all_of_them: Weights) -> Tensor:

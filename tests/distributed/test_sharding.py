@@ -20,7 +20,7 @@ def _assert_same_training(figures):
 
 def _assert_half_precision(figures):
     assert figures["same"]
-    assert figures["error"] <= 1.5 * figures["usual_error"]
+    assert figures["rounded"] <= 1.5 * figures["plain"]
     assert figures["regions"] > 0
 
 
