@@ -194,7 +194,7 @@ def test_a_batch_that_cannot_be_shared_is_an_error(as_rank):
         (
             "ACCELERATE_USE_FSDP",
             "true",
-            r"does not support FSDP \(its checkpoints .* apply_to_blocks .*\); launch it with",
+            r"does not support FSDP \(its checkpoints .*apply_to_blocks .*\); launch it with",
         ),
         ("ACCELERATE_USE_DEEPSPEED", "true", "does not support DeepSpeed; launch it with"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "asks for --mixed_precision bf16, the run for fp32; give the run"),
