@@ -404,3 +404,17 @@ def boxed(function: Callable[[list[torch.Tensor]], Any]) -> Callable[[list[torch
     """Mark a function as one that takes its inputs in a list and empties it."""
     function._boxed_call = True  # type: ignore[attr-defined]
     return function
+
+
+def is_managed_by_fsdp1(module: nn.Module) -> bool:
+    """Whether `FullyShardedDataParallel` has put tensors of its own in place of a module's parameters.
+
+    FSDP2 marks its modules in the same way, and leaves parameters what they are.
+    """
+    if not getattr(module, "_is_fsdp_managed_module", False):
+        return False
+    tensors = (*module._parameters.values(), *vars(module).values())
+    return any(
+        isinstance(tensor, torch.Tensor) and tensor.requires_grad and not isinstance(tensor, nn.Parameter)
+        for tensor in tensors
+    )

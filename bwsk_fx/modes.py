@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from bwsk_fx._hooks import is_hooked
+from bwsk_fx._inside import require_gathered, require_no_fsdp1, unseen_by_hooks
 from bwsk_fx.capture import autocast_state, capture, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
@@ -61,11 +62,13 @@ class Applied:
             return self.original.forward(model, *args, **kwargs)
         if getattr(model, "_is_replica", False):
             raise RegionError("a rewritten model cannot run under nn.DataParallel; use DistributedDataParallel")
+        require_gathered(model)
         # Bound, so that the first parameter may have any name.
         inputs = flat_arguments(inspect.signature(self.original.forward.__get__(model)), args, kwargs)
         key = _key(model, inputs)
         if key not in self._graphs:
-            self._graphs[key] = self._rewrite(model, inputs)
+            with unseen_by_hooks():
+                self._graphs[key] = self._rewrite(model, inputs)
         self.graph, self.rewritten = self._graphs[key]
         self.rewritten.training = model.training
         # What `load_state_dict(assign=True)` or a conversion has put in place of the captured ones.
@@ -74,6 +77,7 @@ class Applied:
         return self.rewritten(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
 
     def _rewrite(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.GraphModule, fx.GraphModule]:
+        require_no_fsdp1(model)
         with _as_it_was(model, self.original):
             graph = capture(model, inputs)
         type_nodes(graph)
@@ -203,7 +207,7 @@ def _as_it_was(model: nn.Module, original: type[nn.Module]) -> Iterator[None]:
 
 
 def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
-    """Tell models and kinds of input apart: submodules and their modes, everything but the batch size.
+    """Tell models and kinds of input apart: submodules, their modes and hooks, everything but the batch size.
 
     Of the batch size only equality counts.
     """

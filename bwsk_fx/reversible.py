@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx._hooks import is_hooked
+from bwsk_fx._inside import unseen_by_hooks
 from bwsk_fx._side_effects import emptied_caches
 from bwsk_fx.errors import RegionError
 from bwsk_fx.planning.options import PlanOptions
@@ -159,7 +160,8 @@ class ReversibleRegion(nn.Module):
     def _program(self, inputs: _Inputs) -> Program:
         kind = self._kind(inputs)
         if (self.name, kind) not in self._programs.chosen:
-            self.choose(kind, self._by_itself(self._prospect(kind, inputs)))
+            with unseen_by_hooks():
+                self.choose(kind, self._by_itself(self._prospect(kind, inputs)))
         return self._programs.chosen[self.name, kind]
 
     def _by_itself(self, prospect: Prospect) -> Program:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import bwsk_fx
 from bwsk_fx import modes
@@ -340,6 +341,17 @@ def test_hooks_on_the_model_run_once(make_vit, make_images, train_step, assert_s
         found.append(train_step(model, make_images()))
     assert_same_bits(*found)
     assert _ran_reversibly(model)
+
+
+def test_a_checkpoint_around_a_model_sees_the_same_in_both_of_its_runs(make_vit, make_images, assert_same_bits):
+    """The first run captures and plans, the second one does not."""
+    found = []
+    for mode in ("conventional", "reversible"):
+        model = apply(make_vit(), mode, **({"tier": "exact"} if mode == "reversible" else {}))
+        loss = checkpoint(lambda model=model: model(**make_images()).loss, use_reentrant=False)
+        loss.backward()
+        found.append({"loss": loss.detach()} | {name: one.grad for name, one in model.named_parameters()})
+    assert_same_bits(*found)
 
 
 # -- taking a mode back -----------------------------------------------------------------------------------------------

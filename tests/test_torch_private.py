@@ -541,3 +541,29 @@ def autograd_functions_announced():
         Identity.apply(torch.ones(1))
     bound(torch.ones(1))
     assert seen == [Identity, Identity]
+
+
+@check
+def is_managed_by_fsdp1() -> None:
+    from torch import distributed as dist
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for use_orig_params in (True, False):
+            wrapped = FullyShardedDataParallel(
+                nn.Linear(2, 2), device_id=torch.device("cpu"), use_orig_params=use_orig_params
+            )
+            assert _seen_inside(wrapped.module, wrapped) == [True]
+        sharded, plain = fully_shard(nn.Linear(2, 2)), nn.Linear(2, 2)
+        assert _seen_inside(sharded, sharded) + _seen_inside(plain, plain) == [False, False]
+    finally:
+        dist.destroy_process_group()
+
+
+def _seen_inside(module: nn.Module, outer: nn.Module) -> list[bool]:
+    """Ask from within a training step, when parameters are gathered."""
+    seen, forward = [], module.forward
+    module.forward = lambda x: [seen.append(private.is_managed_by_fsdp1(module)), forward(x)][1]
+    outer(torch.ones(1, 2)).sum().backward()
+    return seen

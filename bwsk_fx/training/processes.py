@@ -33,7 +33,10 @@ HEARING_S = 15.0
 
 # What accelerate's launcher asks for by the environment, and Trainer would do without being told.
 _UNSUPPORTED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_FSDP": (
+        "FSDP (its checkpoints and best weights are whole, and on a CPU accelerate shards nothing; in a script of your "
+        "own, call bwsk_fx.parallel.apply_to_blocks before Accelerator.prepare)"
+    ),
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",

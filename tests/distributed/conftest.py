@@ -37,6 +37,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Figures:
 
 
 @pytest.fixture(scope="session")
+def more_on_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    return _run(tmp_path_factory.mktemp("more"), 2, "cpu", ("more",))
+
+
+@pytest.fixture(scope="session")
 def four_processes(tmp_path_factory: pytest.TempPathFactory) -> Figures:
     return _run(tmp_path_factory.mktemp("four"), 4, "cpu", ())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from sharding import SHARDED
 from steps import (
     DEVICE,
     Named,
@@ -74,11 +75,6 @@ def sharded_root(model: nn.Module, order: str, **options: Any) -> nn.Module:
 def sharded_blocks(model: nn.Module, mode: str, **options: Any) -> nn.Module:
     dtype = next(model.parameters()).dtype
     return parallel.fully_shard_blocks(model, batch(0, dtype), mode, fsdp=options)
-
-
-def applied_over_blocks() -> dict[str, Any]:
-    model = bwsk_fx.apply(sharded_blocks(vit(), "conventional"))
-    return refusal(lambda: backward(model, batch(0)))
 
 
 def with_accelerate(model: nn.Module) -> nn.Module:
@@ -335,7 +331,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
         data_parallel, partial(sharded_blocks, mode="reversible", reshard_after_forward=False), dtype=SINGLE
     ),
     "fsdp-accelerate-regions": partial(data_parallel, as_accelerate_shards),
-    "fsdp-blocks-refusal": applied_over_blocks,
+    **SHARDED,
     "tensor-megatron": partial(
         tensor_parallel, lambda: with_modules({path: style() for path, style in MEGATRON.items()})
     ),

@@ -50,7 +50,6 @@ def test_shards_come_together_to_the_state_dict_of_the_model(two_processes):
 @pytest.mark.parametrize(
     ("scenario", "words"),
     [
-        ("fsdp-blocks-refusal", ("CaptureError", "is a DTensor", "fully_shard_blocks")),
         ("tensor-mesh-refusal", ("PlanError", "the plan is for 1 devices")),
         ("tensor-sequence-refusal", ("PlanError", "17 positions of axis 'token'", "do not divide by 2")),
         ("tensor-fused-refusal", ("PlanError", "fused already", "tensor_parallel first")),

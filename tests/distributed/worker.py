@@ -1,6 +1,6 @@
 """Runs scenarios on every process that torchrun starts, and writes down how far each is from one process alone.
 
-    torchrun --nproc-per-node 2 tests/distributed/worker.py FOLDER [SCENARIO ...]
+    torchrun --nproc-per-node 2 tests/distributed/worker.py FOLDER [more | SCENARIO ...]
 
 FOLDER/SCENARIO.json gets a dictionary of figures, or {"error": traceback}. Every process compares with a reference of
 its own; the largest error of all processes is written.
@@ -20,12 +20,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from scenarios import ON_FOUR, SCENARIOS
+from sharding import MORE
 from steps import DEVICE
 
 
 def run(name: str) -> dict[str, Any]:
     try:
-        return (SCENARIOS | ON_FOUR)[name]()
+        return (SCENARIOS | MORE | ON_FOUR)[name]()
     except Exception:
         # The other processes may wait for this one until their time is up.
         traceback.print_exc()
@@ -34,7 +35,7 @@ def run(name: str) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    folder, names = Path(sys.argv[1]), [*MORE] if sys.argv[2:] == ["more"] else sys.argv[2:]
     if DEVICE == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo", timeout=timedelta(seconds=60))

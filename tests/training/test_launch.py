@@ -191,7 +191,11 @@ def test_a_batch_that_cannot_be_shared_is_an_error(as_rank):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "does not support FSDP; launch it with"),
+        (
+            "ACCELERATE_USE_FSDP",
+            "true",
+            r"does not support FSDP \(its checkpoints .*apply_to_blocks .*\); launch it with",
+        ),
         ("ACCELERATE_USE_DEEPSPEED", "true", "does not support DeepSpeed; launch it with"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "asks for --mixed_precision bf16, the run for fp32; give the run"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "leave the launcher's --dynamo_backend out"),
