@@ -57,6 +57,7 @@ def set_grad_mode(enabled: bool) -> bool:
 
 
 fx.has_side_effect(set_grad_mode)
+_GRADIENT_HOOKS = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
 
 
 def user_frame(trace: TracebackType | None) -> str | None:
@@ -172,6 +173,12 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._opaque:
             return func(*args, **kwargs)
+        if func in _GRADIENT_HOOKS:
+            raise CaptureError(
+                f"{func.__name__} is called outside a leaf module, and a graph of torch calls would lose what the hook "
+                "does to a gradient; let is_leaf name the module that calls it, or register the hook on a parameter "
+                "before the model runs"
+            )
         if getattr(func, "__self__", None) is torch.Tensor.dtype and _is_users(sys._getframe(1)):
             self._note_dtype(args[0])
         with self._as_a_whole():
@@ -206,12 +213,21 @@ class Recorder(TorchFunctionMode):
         if path is None or self._opaque:
             return original(module, *args, **kwargs)
         with self._entered(path, module):
+            if module._backward_hooks or module._backward_pre_hooks:
+                self._require_whole(path, module)
             if module is self._root or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
             with self._as_a_whole():
                 result = run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
                 self._add("call_module", path, args, kwargs, result)
             return result
+
+    def _require_whole(self, path: str, module: nn.Module) -> None:
+        if module is self._root or not self._is_leaf(module):
+            raise CaptureError(
+                f"module '{path}' ({type(module).__name__}) carries backward hooks, which a graph of torch calls would "
+                "lose with what they do to gradients; remove them, or let is_leaf name the module"
+            )
 
     @contextmanager
     def _as_a_whole(self) -> Iterator[None]:

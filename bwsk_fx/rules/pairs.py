@@ -50,7 +50,7 @@ def atan2(call: Call) -> Verdict:
 
 def _height(run: Run) -> Tensor:
     height = torch.tan(_wide(run.output)) * _wide(run.argument(1, "other"))
-    upright = run.output.abs() == torch.tensor(math.pi / 2).to(run.output.dtype)
+    upright = run.output.abs() == torch.tensor(math.pi / 2, dtype=torch.float64).to(run.output.dtype)
     return torch.where(upright, math.inf * run.output.sign().double(), height)
 
 
