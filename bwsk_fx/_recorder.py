@@ -398,6 +398,11 @@ def _call_of(func: Callable, args: tuple) -> tuple[str, Any, tuple]:
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return "call_function", getattr, (args[0], func.__self__.__name__)  # type: ignore[attr-defined]
+    # These two go by the names of what they wrap, in a module that has no such function.
+    if func is torch.Tensor.__pow__:
+        return "call_function", operator.pow, args
+    if func is torch.Tensor.__ipow__:
+        return "call_method", "pow_", args
     if getattr(torch.Tensor, name, None) is not func:
         return "call_function", func, args
     if name in _OPERATORS and len(args) == (1 if name == "neg" else 3 if name == "__setitem__" else 2):

@@ -87,13 +87,45 @@ def _of(**choices: list[Any]) -> Callable[..., dict[str, Any]]:
 
 _UNARY = {
     name: getattr(F, name)
-    for name in (
-        "relu gelu silu elu selu celu mish softplus leaky_relu hardswish hardsigmoid hardtanh relu6 logsigmoid softsign "
-        "tanhshrink hardshrink softshrink"
-    ).split()
+    for name in [
+        "relu",
+        "gelu",
+        "silu",
+        "elu",
+        "selu",
+        "celu",
+        "mish",
+        "softplus",
+        "leaky_relu",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "relu6",
+        "logsigmoid",
+        "softsign",
+        "tanhshrink",
+        "hardshrink",
+        "softshrink",
+    ]
 } | {
     name: getattr(torch, name)
-    for name in "tanh sigmoid sin cos atan asinh erf neg square abs sign floor round expm1 sinc".split()
+    for name in [
+        "tanh",
+        "sigmoid",
+        "sin",
+        "cos",
+        "atan",
+        "asinh",
+        "erf",
+        "neg",
+        "square",
+        "abs",
+        "sign",
+        "floor",
+        "round",
+        "expm1",
+        "sinc",
+    ]
 }
 _SAFE: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": lambda x: x.clamp(-3, 3).exp(),
@@ -245,10 +277,22 @@ _add("upsample", FLOAT, lambda pool, x: F.interpolate(x, scale_factor=2, mode="n
 _add("index", FLOAT, lambda pool, x: x[:, pool.places], lambda pick, x: {} if _is_row(x) else None)
 _add("index_list", FLOAT, lambda pool, x: x[..., [0, -1, 0]], _some)
 _add("index_select", FLOAT, lambda pool, x: x.index_select(-1, pool.places), _wide)
-_add("index_ids", FLOAT + INTEGER, lambda pool, x, i: x[:, i[0].remainder(2)], lambda pick, x, i: {} if i.dim() == 2 and _is_row(x) else None)
-_add("pairs", FLOAT + INTEGER, lambda pool, x, i: x[torch.arange(x.shape[0]), i[:, 0].remainder(2)], lambda pick, x, i: {} if i.dim() == 2 and _is_row(x) else None)
+_add(
+    "index_ids",
+    FLOAT + INTEGER,
+    lambda pool, x, i: x[:, i[0].remainder(2)],
+    lambda pick, x, i: {} if i.dim() == 2 and _is_row(x) else None,
+)
+_add(
+    "pairs",
+    FLOAT + INTEGER,
+    lambda pool, x, i: x[torch.arange(x.shape[0]), i[:, 0].remainder(2)],
+    lambda pick, x, i: {} if i.dim() == 2 and _is_row(x) else None,
+)
 _add("gather", FLOAT + INTEGER, lambda pool, x, i: x.gather(1, i.remainder(x.shape[1])))
-_add("gather_rows", FLOAT + INTEGER, lambda pool, x, i: x.gather(1, i.remainder(x.shape[1])[..., None].expand(-1, -1, 2)))
+_add(
+    "gather_rows", FLOAT + INTEGER, lambda pool, x, i: x.gather(1, i.remainder(x.shape[1])[..., None].expand(-1, -1, 2))
+)
 _add("take_along", FLOAT, lambda pool, x: torch.take_along_dim(x, x.argsort(-1), -1), _some)
 _add("scatter", FLOAT + INTEGER, lambda pool, x, i: x.scatter(1, i.remainder(x.shape[1]), 0.5))
 _add("scatter_add", FLOAT * 2 + INTEGER, lambda pool, x, y, i: x.scatter_add(1, i.remainder(x.shape[1]), y))
@@ -278,9 +322,11 @@ _add("half", FLOAT, lambda pool, x: x.bfloat16().to(x.dtype))
 
 # -- reductions and scans ---------------------------------------------------------------------------------------------
 
-for _name in "sum mean amax amin var std logsumexp".split():
-    _add(_name, FLOAT, lambda pool, x, dim, keepdim, name=_name: getattr(torch, name)(x, dim=dim, keepdim=keepdim), _keep)
-for _name in "max min median".split():
+for _name in ["sum", "mean", "amax", "amin", "var", "std", "logsumexp"]:
+    _add(
+        _name, FLOAT, lambda pool, x, dim, keepdim, name=_name: getattr(torch, name)(x, dim=dim, keepdim=keepdim), _keep
+    )
+for _name in ["max", "min", "median"]:
     _add(_name, FLOAT, lambda pool, x, dim, keepdim, name=_name: getattr(x, name)(dim, keepdim), _keep)
 _add("prod", FLOAT, lambda pool, x, dim: x.tanh().prod(dim), _inner)
 _add("norm_of", FLOAT, lambda pool, x, dim: torch.linalg.vector_norm(x, dim=dim), _inner)
@@ -295,7 +341,12 @@ _add("cumprod", FLOAT, lambda pool, x, dim: x.tanh().cumprod(dim), _inner)
 _add("logcumsumexp", FLOAT, lambda pool, x, dim: x.logcumsumexp(dim), _inner)
 _add("cummax", FLOAT, lambda pool, x, dim: x.cummax(dim), _inner)
 _add("diff", FLOAT, lambda pool, x: x.diff(dim=-1), _some)
-_add("cross_entropy", FLOAT + INTEGER, lambda pool, x, i: F.cross_entropy(x.flatten(0, 1), i.flatten().remainder(2)), lambda pick, x, i: {} if _is_row(x) else None)
+_add(
+    "cross_entropy",
+    FLOAT + INTEGER,
+    lambda pool, x, i: F.cross_entropy(x.flatten(0, 1), i.flatten().remainder(2)),
+    lambda pick, x, i: {} if _is_row(x) else None,
+)
 
 # -- in place ---------------------------------------------------------------------------------------------------------
 

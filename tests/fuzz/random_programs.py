@@ -2,9 +2,9 @@
 
 A `Program` is a list of operations on numbered values, like the code of a forward method: each reads earlier values,
 and adds what it returns to them. It prints as the expression that makes it. Among the operations are some with several
-inputs and outputs, gathers, in-place writes, views, casts, integers and booleans, reductions, products, one dropout mask
-on two values, and modules that are called as often as it happens. Programs are drawn by running them, so that every
-operation fits what is there.
+inputs and outputs, gathers, in-place writes, views, casts, integers and booleans, reductions, products, one dropout
+mask on two values, and modules that are called as often as it happens. Programs are drawn by running them, so that
+every operation fits what is there.
 
 `pick` is `random.Random(seed).choice`, or hypothesis' `draw` of `sampled_from`: the same generator serves both.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from operations import IDS, OPERATIONS, TOKENS, WIDTH, WRITES, Pool, kind_of
+from program_operations import IDS, OPERATIONS, TOKENS, WIDTH, WRITES, Pool, kind_of
 from torch import Tensor, nn
 
 Pick = Callable[[Sequence[Any]], Any]
@@ -118,10 +118,10 @@ def _draw_op(pick: Pick, values: list[Any]) -> Op | None:
 def _result(op: Op, pool: Pool, values: list[Any]) -> list[Any] | None:
     """Run an operation on copies first: one that does not fit is none, and must not have written anything."""
     try:
-        made = op.run(pool, [value.clone() if isinstance(value, Tensor) else value for value in values])
+        made = op.run(pool, [value.clone() for value in values])
+        return op.run(pool, values) if all(map(_is_tame, made)) else None
     except (RuntimeError, IndexError, ValueError):
         return None
-    return op.run(pool, values) if all(map(_is_tame, made)) else None
 
 
 def _is_tame(value: Any) -> bool:
