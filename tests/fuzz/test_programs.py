@@ -19,7 +19,7 @@ from program_checks import TIERS, check, false_labels, runs_in_eager
 from program_operations import OPERATIONS
 from random_programs import Op, Program
 
-SAMPLE, MOST = 3, 10
+SAMPLE, MOST = 2, 10
 THOROUGH = int(os.environ.get("BWSK_RANDOM_PROGRAMS", "2000")) // (len(TIERS) + 1)
 
 
@@ -97,7 +97,7 @@ def test_most_operations_are_drawn():
         op.name for key in range(120) for op in random_programs.draw_program(random.Random(key).choice, 12).ops
     )
     assert len(drawn) > 0.8 * len(OPERATIONS)
-    assert {"split", "gather", "masked_fill_", "expand", "to_long", "dropout_twice", "second"} <= set(drawn)
+    assert {"split", "gather", "clamp_", "expand", "to_long", "dropout_twice", "second"} <= set(drawn)
 
 
 # -- programs that once failed ----------------------------------------------------------------------------------------
