@@ -102,6 +102,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, torch.Tensor] = {}
         self.symbols: dict[sympy.Symbol, tuple[str, int]] = {}
         self.conditions: list[sympy.Basic] = []
+        self._symbolic: dict[sympy.Symbol, torch.SymInt] = {}
         self.uses_dtype = False  # of an activation, as the constant argument of a call: autocast decides it
         self._dtypes_read: set[torch.dtype] = set()
         self._paths = {module: path for path, module in model.named_modules()}
@@ -127,6 +128,7 @@ class Recorder(TorchFunctionMode):
         for dim, size in enumerate(fake.shape):
             if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
                 self.symbols.setdefault(size.node.expr, (name, dim))
+                self._symbolic.setdefault(size.node.expr, size)
         return fake
 
     def finish(self, output: Any) -> None:
@@ -135,6 +137,10 @@ class Recorder(TorchFunctionMode):
         result = self.graph.output(self._output(output))
         result.meta["val"] = None
         self._drop_unused_sizes()
+        # An operator may have fixed a size on its own, take_along_dim for one: whatever reads it has that number.
+        for symbol, size in self._symbolic.items():
+            if size.node.expr.is_Integer:
+                self.conditions.append(sympy.Eq(symbol, size.node.expr))
 
     def open_modules(self, path: str = "") -> Iterator[tuple[str, nn.Module]]:
         """Yield the modules whose own Python code is recorded, with their paths: all above the leaves."""

@@ -52,6 +52,8 @@ def _power(call: Call, base: Any, exponent: Any) -> Verdict:
 def _with_exponent(call: Call, exponent: Any) -> Verdict:
     if exponent == 0:
         return erases("everything to the power of zero is one", call.elements(), confidence=REFINED)
+    if not (isinstance(exponent, complex) or math.isfinite(exponent)):
+        return erases("an infinite power, or one that is no number, tells at most whether the operand is above one")
     if exponent == 1 and call.before.dtype is call.value.dtype:
         return unchanged("the power of one is the operand")
     if not (call.before.is_floating_point() or call.before.is_complex()):

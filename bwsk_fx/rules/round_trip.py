@@ -236,8 +236,10 @@ def _signs(count: int, pattern: int) -> Tensor:
 def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], output: Any) -> RoundTrip:
     tolerance = _tolerance(operand, output)
     if not (operand.is_floating_point() or operand.is_complex()):
-        wrong = int((_rounded(rebuilt, operand.dtype) != operand).sum())
-        return RoundTrip(operand.numel(), 0, wrong, math.inf if wrong else 0.0, 0.0)
+        missed = _rounded(rebuilt, operand.dtype) != operand
+        lost = missed & _between_integers(rebuilt, moved)
+        wrong = int((missed & ~lost).sum())
+        return RoundTrip(operand.numel(), int(lost.sum()), wrong, math.inf if wrong else 0.0, 0.0)
     scale = _scale(operand)
     errors = _relative(rebuilt.to(operand.dtype), operand, scale)
     errors = errors.masked_fill(~torch.isfinite(operand.to(wide(operand.dtype))), 0)
@@ -245,6 +247,14 @@ def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], outp
     lost = missed & _undetermined(operand, rebuilt, moved, output, scale, tolerance) if missed.any() else missed
     error = float(errors.masked_fill(lost, 0).amax()) if errors.numel() else 0.0
     return RoundTrip(operand.numel(), int(lost.sum()), int((missed & ~lost).sum()), error, tolerance)
+
+
+def _between_integers(rebuilt: Tensor, moved: Sequence[Tensor]) -> Tensor:
+    """Tell where other bits of a result in floating point lead to another integer, or to none."""
+    open_ = torch.zeros_like(rebuilt, dtype=torch.bool)
+    for other in moved:
+        open_ |= ~((rebuilt - other).abs() < 0.5)
+    return open_ if rebuilt.is_floating_point() else torch.zeros_like(open_)
 
 
 def _undetermined(
