@@ -146,7 +146,8 @@ def ldexp(call: Call) -> Verdict:
 
 
 def _unscaled(run: Run) -> Tensor:
-    return _wide(run.output) * torch.exp2(-_wide(run.argument(1, "other")))
+    # The operator's own power: it is rounded to the exponent's dtype, or to the default one.
+    return _wide(run.output) / _wide(torch.pow(2.0, run.argument(1, "other")))
 
 
 @labels(*spellings("frexp"))

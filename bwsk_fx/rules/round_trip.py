@@ -237,7 +237,7 @@ def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], outp
     tolerance = _tolerance(operand, output)
     if not (operand.is_floating_point() or operand.is_complex()):
         missed = _rounded(rebuilt, operand.dtype) != operand
-        lost = missed & _between_integers(rebuilt, moved)
+        lost = missed & _between_integers(rebuilt, moved, output)
         wrong = int((missed & ~lost).sum())
         return RoundTrip(operand.numel(), int(lost.sum()), wrong, math.inf if wrong else 0.0, 0.0)
     scale = _scale(operand)
@@ -249,12 +249,21 @@ def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], outp
     return RoundTrip(operand.numel(), int(lost.sum()), int((missed & ~lost).sum()), error, tolerance)
 
 
-def _between_integers(rebuilt: Tensor, moved: Sequence[Tensor]) -> Tensor:
+def _between_integers(rebuilt: Tensor, moved: Sequence[Tensor], output: Any) -> Tensor:
     """Tell where other bits of a result in floating point lead to another integer, or to none."""
-    open_ = torch.zeros_like(rebuilt, dtype=torch.bool)
+    value = rebuilt.to(wide(rebuilt.dtype))
+    open_ = torch.zeros_like(value, dtype=torch.bool) | _without_value(rebuilt, output)
     for other in moved:
-        open_ |= ~((rebuilt - other).abs() < 0.5)
-    return open_ if rebuilt.is_floating_point() else torch.zeros_like(open_)
+        open_ |= ~((value - other.to(value.dtype)).abs() < 0.5)
+    return open_
+
+
+def _without_value(operand: Tensor, output: Any) -> Tensor | bool:
+    """Tell where a call gave NaN or an infinity, which no integer is."""
+    results = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+    if len(results) == 1 and results[0].shape == operand.shape:
+        return ~results[0].isfinite()
+    return any(not bool(result.isfinite().all()) for result in results)
 
 
 def _undetermined(
