@@ -114,6 +114,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, torch.Tensor] = {}
         self.symbols: dict[sympy.Symbol, tuple[str, int]] = {}
         self.conditions: list[sympy.Basic] = []
+        self._symbolic: dict[sympy.Symbol, torch.SymInt] = {}
         self.uses_dtype = False  # of an activation, as the constant argument of a call: autocast decides it
         self._dtypes_read: set[torch.dtype] = set()
         self._paths = {module: path for path, module in model.named_modules()}
@@ -144,6 +145,7 @@ class Recorder(TorchFunctionMode):
         for dim, size in enumerate(fake.shape):
             if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
                 self.symbols.setdefault(size.node.expr, (name, dim))
+                self._symbolic.setdefault(size.node.expr, size)
         return fake
 
     def finish(self, output: Any) -> None:
@@ -153,6 +155,10 @@ class Recorder(TorchFunctionMode):
         result = self.graph.output(self._output(output))
         result.meta["val"] = None
         self._drop_unused_sizes()
+        # An operator may have fixed a size on its own, take_along_dim for one: whatever reads it has that number.
+        for symbol, size in self._symbolic.items():
+            if size.node.expr.is_Integer:
+                self.conditions.append(sympy.Eq(symbol, size.node.expr))
 
     def open_modules(self, path: str = "") -> Iterator[tuple[str, nn.Module]]:
         """Yield the modules whose own Python code is recorded, with their paths: all above the leaves."""
@@ -466,6 +472,11 @@ def _call_of(func: Callable, args: tuple) -> tuple[str, Any, tuple]:
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return "call_function", getattr, (args[0], func.__self__.__name__)  # type: ignore[attr-defined]
+    # These two go by the names of what they wrap, in a module that has no such function.
+    if func is torch.Tensor.__pow__:
+        return "call_function", operator.pow, args
+    if func is torch.Tensor.__ipow__:
+        return "call_method", "pow_", args
     if getattr(torch.Tensor, name, None) is not func:
         return "call_function", func, args
     if name in _OPERATORS and len(args) == (1 if name == "neg" else 3 if name == "__setitem__" else 2):

@@ -15,6 +15,7 @@ import networkx as nx
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.axes import Step, follow_axes
 from bwsk_fx.blocks import block_of
 from bwsk_fx.calm_backward import Backward, gradient_reduces
@@ -39,6 +40,7 @@ def analyze_calm(graph: fx.GraphModule) -> CalmReport:
     Raises:
         RuleError: A node has no value to read its sizes from.
     """
+    require_graph(graph)
     return Analysis.of(graph).report()
 
 

@@ -21,6 +21,7 @@ from bwsk_fx._hooks import lost_hook, without_hooks
 from bwsk_fx._recorder import Recorder, default_is_leaf, function_in, user_frame
 from bwsk_fx._side_effects import emptied_caches, kept_attributes
 from bwsk_fx._state_watch import kept_python_states
+from bwsk_fx.arguments import require_examples, require_model, require_not_applied
 from bwsk_fx.errors import CaptureError, first_line
 from bwsk_fx.graphs import before_each_call
 from bwsk_fx.signature import tensors_of
@@ -58,6 +59,10 @@ def capture(
         CaptureError: The model branches on data, fails on the inputs, or returns something that is not made of
             tensors; the message names the source line.
     """
+    require_model(model, CaptureError)
+    require_not_applied(model)
+    if not callable(is_leaf):
+        raise CaptureError(f"is_leaf is a {type(is_leaf).__name__}: expected a function that takes a module")
     _require_whole_parameters(model)
     inputs = _without_single_batch(_bind(model, example_inputs))
     graph_module, guard = _record(model, inputs, is_leaf)
@@ -130,6 +135,7 @@ class GraphGuard:
 
 
 def _bind(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
+    require_examples(example_inputs)
     signature = inspect.signature(model.forward)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)

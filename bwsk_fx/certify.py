@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bwsk_fx.arguments import require_examples, require_graph
 from bwsk_fx.capture import ExampleInputs, flat_arguments
-from bwsk_fx.errors import CaptureError, RuleError
+from bwsk_fx.errors import BwskError, CaptureError, RuleError, first_line, place_of
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.report.certificate import Certificates, NodeCertificate
 from bwsk_fx.rules import sound
@@ -54,6 +55,10 @@ def certify(
         RuleError: The graph is typed with a ruleset that names no inverses.
         CaptureError: The graph was captured for other inputs or another mode.
     """
+    require_graph(graph)
+    for dtype in dtypes:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise RuleError(f"dtypes holds {dtype!r}: expected floating-point dtypes, such as torch.float32")
     if any("bwsk" not in node.meta for node in graph.graph.nodes):
         type_nodes(graph)
     if any(node.meta["bwsk"].ruleset != "sound" for node in graph.graph.nodes):
@@ -143,11 +148,18 @@ def run_without_trace(interpreter: fx.Interpreter, graph: fx.GraphModule, inputs
         for hook in graph._forward_pre_hooks.values():
             hook(graph, (), inputs)
         names = [node.target for node in graph.graph.find_nodes(op="placeholder")]
-        interpreter.run(*(inputs[name] for name in names), enable_io_processing=False)
+        try:
+            interpreter.run(*(inputs[name] for name in names), enable_io_processing=False)
+        except BwskError:
+            raise
+        except Exception as error:
+            cause = f"{place_of(error)}{type(error).__name__}: {first_line(error)}"
+            raise CaptureError(f"the graph does not run on the example inputs: {cause}") from error
 
 
 def bound_inputs(graph: fx.GraphModule, example_inputs: ExampleInputs) -> dict[str, Any]:
     """Return the graph's inputs by name; constants of the graph, which are no inputs, may be among the examples."""
+    require_examples(example_inputs)
     names = {str(node.target) for node in graph.graph.find_nodes(op="placeholder")}
     if isinstance(example_inputs, Mapping):
         args, kwargs = (), {name: value for name, value in example_inputs.items() if name in names}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.axes import Step, follow_axes
 from bwsk_fx.axis_facts import Facts
 from bwsk_fx.axis_trial import SeededCall, Trial, copied
@@ -45,6 +46,7 @@ def certify_axes(graph: fx.GraphModule, example_inputs: ExampleInputs, *, shards
         RuleError: The graph has fused regions, or a node without a value to read sizes from.
         CaptureError: The example inputs do not fit the graph.
     """
+    require_graph(graph)
     if any(isinstance(module, ReversibleRegion) for module in graph.modules()):
         raise RuleError("the graph has fused regions: certify its axes before fuse_regions")
     steps, axes = follow_axes(graph)

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from bwsk_fx._hooks import is_hooked
 from bwsk_fx._inside import require_gathered, require_no_fsdp1, unseen_by_hooks
+from bwsk_fx.arguments import APPLIED, require_model
 from bwsk_fx.capture import autocast_state, capture, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
@@ -115,6 +116,7 @@ def apply(
         RegionError: The mode is unknown.
         PlanError: An option is out of range.
     """
+    require_model(model, RegionError)
     if mode not in MODES:
         raise RegionError(f"mode is {mode!r}: expected one of {', '.join(map(repr, MODES))}")
     FindRegions(granularity)  # checks it
@@ -141,6 +143,7 @@ def restore(model: Model) -> Model:
     Raises:
         RegionError: The model is in no mode, or its class has been changed again since.
     """
+    require_model(model, RegionError)
     state = applied(model)
     if state is None:
         raise RegionError(f"this {type(model).__name__} is in no mode: put it into one with apply first")
@@ -155,7 +158,7 @@ def restore(model: Model) -> Model:
 
 def applied(model: nn.Module) -> Applied | None:
     """Return the mode that `apply` put a model into; None for a model as it was."""
-    return model.__dict__.get(_STATE)
+    return vars(model).get(_STATE) if isinstance(model, nn.Module) else None
 
 
 @functools.cache
@@ -174,6 +177,7 @@ def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
 
     # Whoever unwraps a forward method, as accelerate does, has to stop here.
     del forward.__wrapped__
+    setattr(forward, APPLIED, True)
     forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
     # The name is part of what save_pretrained writes.
     names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}

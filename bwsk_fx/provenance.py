@@ -20,6 +20,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.blocks import blocks, section_and_index
 from bwsk_fx.errors import RuleError
 from bwsk_fx.report.erasure import ErasureBudget, LayerErasure, NodeErasure
@@ -48,6 +49,7 @@ def trace_back(graph: fx.GraphModule, node: fx.Node | str) -> Provenance:
     Raises:
         RuleError: The graph is not typed, or has no such node.
     """
+    require_graph(graph)
     start = _find(graph, node)
     calls = calls_of(graph)
     ways = tuple(_Walk(calls).back_from(start))
@@ -66,6 +68,7 @@ def erasure_budget(graph: fx.GraphModule) -> ErasureBudget:
     Raises:
         RuleError: The graph is not typed.
     """
+    require_graph(graph)
     calls = [call for call in calls_of(graph).values() if verdict_of(call.node).counted]
     above = _above_blocks(graph.graph)
     layers: list[LayerErasure] = []
@@ -83,6 +86,8 @@ def erasure_budget(graph: fx.GraphModule) -> ErasureBudget:
 
 
 def _find(graph: fx.GraphModule, node: fx.Node | str) -> fx.Node:
+    if not isinstance(node, (str, fx.Node)):
+        raise RuleError(f"the node is a {type(node).__name__}: expected a node of the graph, or its name")
     names = {candidate.name: candidate for candidate in graph.graph.nodes}
     name = node if isinstance(node, str) else node.name
     found = names.get(name)

@@ -101,7 +101,7 @@ class ReversibleRegion(nn.Module):
         inputs = self._inputs(args)
         if not (torch.is_grad_enabled() and any(primal.requires_grad for primal in inputs.primals)):
             return self.subgraph(*args)
-        self._require_usable()
+        self._require_usable(inputs)
         self.program = self._program(inputs)
         outputs = _RegionFunction.apply(self.program, self.name, *inputs.primals)
         return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -116,7 +116,12 @@ class ReversibleRegion(nn.Module):
         weights = tuple(self._settings.tensors())
         return _Inputs.of(args[:dynamic], [*args[dynamic:], *(tensor for _, tensor in weights)], [*dict(weights)])
 
-    def _require_usable(self) -> None:
+    def _require_usable(self, inputs: _Inputs) -> None:
+        if inputs.primals[0].is_meta:
+            raise RegionError(
+                f"region {self.name} was called with tensors on the meta device, which hold no values to train with; "
+                "move model and inputs to a device (model.to_empty(device='cpu')), or plan with plan_frontier"
+            )
         if private.inside_function_transform():
             raise RegionError(
                 f"region {self.name} was called inside a torch.func transform (grad, vmap, jvp, …), which reversible "

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.errors import PassError
 
 __all__ = ["Pass", "PassError", "PassPipeline", "PassResult", "verify"]
@@ -87,6 +88,7 @@ def verify(graph_module: fx.GraphModule, when: str = "in this graph") -> None:
     Raises:
         PassError: Starts with `when` and names the node.
     """
+    require_graph(graph_module)
     try:
         graph_module.graph.lint()
     except Exception as error:

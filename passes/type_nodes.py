@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from bwsk_fx._side_effects import kept_parametrizations
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.errors import RuleError
 from bwsk_fx.passes.pipeline import Pass, PassResult, verify
 from bwsk_fx.rules import published, sound
@@ -33,8 +34,13 @@ class TypeNodes(Pass):
     overrides: Overrides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.ruleset not in RULESETS:
+        if not isinstance(self.ruleset, str) or self.ruleset not in RULESETS:
             raise RuleError(f"there is no ruleset '{self.ruleset}'; the rulesets are {', '.join(RULESETS)}")
+        if not isinstance(self.overrides, Mapping):
+            raise RuleError(
+                f"the overrides are a {type(self.overrides).__name__}: expected a mapping from what is meant to what "
+                "holds there"
+            )
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
         """Type all nodes; the nodes themselves stay as they are."""
@@ -74,6 +80,7 @@ def type_nodes(graph: fx.GraphModule, ruleset: str = "sound", overrides: Overrid
     Raises:
         RuleError: The ruleset is unknown, a rule failed, or an override matches nothing or does not hold.
     """
+    require_graph(graph)
     step = TypeNodes(ruleset, overrides or {})
     verify(graph, f"before pass '{step.name}'")
     return step.run(graph).graph_module

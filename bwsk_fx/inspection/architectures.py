@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bwsk_fx.errors import InspectError
+from bwsk_fx.errors import InspectError, first_line
 from bwsk_fx.training import models
 
 _TOKENS = 16
@@ -92,7 +92,11 @@ def inputs_of(name: str, model: nn.Module, batch: int) -> dict[str, Tensor]:
     config: Any = model.config
     task = _task_of(name, config, type(model).__name__)
     taken = inspect.signature(model.forward).parameters
-    inputs = {main: _made_up(name, main, config, task, batch) for main in _mains(model, taken)}
+    try:
+        inputs = {main: _made_up(name, main, config, task, batch) for main in _mains(model, taken)}
+    except (RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InspectError(f"model '{name}': its config.json gives no sizes of inputs ({why}); give --input") from error
     labels = _labels(task, config, inputs, batch) if "labels" in taken or task.labels == "span" else {}
     # From labels alone a decoder's input is made by a token that some configurations do not name.
     begun = labels and getattr(config, "decoder_start_token_id", None) is not None
@@ -102,7 +106,10 @@ def inputs_of(name: str, model: nn.Module, batch: int) -> dict[str, Tensor]:
 
 
 def _task_of(name: str, config: Any, architecture: str | None = None) -> Task:
-    named = architecture or next(iter(config.architectures or ()), None)
+    listed = config.architectures or ()
+    if not isinstance(listed, (list, tuple)):
+        raise InspectError(f"model '{name}': architectures in its config.json is {listed!r}: expected a list of names")
+    named = architecture or next(iter(listed), None)
     for task in TASKS:
         classes = _classes(task, config.model_type)
         if (named is None and classes) or named in classes:
@@ -123,9 +130,9 @@ def _made(name: str, config: Any, task: Task) -> Any:
 
     try:
         return getattr(transformers, task.auto).from_config(config)
-    except (ImportError, ValueError, AttributeError) as error:
-        why = str(error).strip().splitlines()
-        raise InspectError(f"model '{name}' cannot be made by {task.auto}: {why[0] if why else error!r}") from error
+    except Exception as error:  # a damaged configuration fails wherever its fields are first read
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InspectError(f"model '{name}' cannot be made by {task.auto} ({why}); mend its config.json") from error
 
 
 def _mains(model: Any, taken: Mapping[str, Any]) -> list[str]:

@@ -76,7 +76,10 @@ def parse_input(text: str) -> tuple[str | None, Tensor]:
         raise InspectError(f"--input '{text}': torch has no dtype '{match['dtype']}'; it has float32, int64, bool, …")
     shape = [int(size) for size in match["shape"].split(",")]
     drawn = dtype.is_floating_point or dtype.is_complex
-    return match["name"], torch.randn(shape).to(dtype) if drawn else torch.zeros(shape, dtype=dtype)
+    try:
+        return match["name"], torch.randn(shape).to(dtype) if drawn else torch.zeros(shape, dtype=dtype)
+    except RuntimeError as error:  # a size past what fits an integer, or the memory
+        raise InspectError(f"--input '{text}' cannot be made ({first_line(error)}); give a smaller shape") from error
 
 
 def _found(name: str) -> Callable[[], Any]:

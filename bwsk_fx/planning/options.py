@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
@@ -76,6 +77,7 @@ class PlanOptions:
         for name, known in (("faith", FAITHS), ("costs", COSTS), ("compiler", COMPILERS)):
             if getattr(self, name) not in known:
                 raise PlanError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(map(repr, known))}")
+        self._require_types()
         share = self.activation_fraction
         if share is not None and not (_is_number(share) and 0.0 < share <= 1.0):
             raise PlanError(
@@ -89,6 +91,13 @@ class PlanOptions:
             raise PlanError(
                 "faith='exact' promises eager's bits, which compiler='inductor' does not give: use 'rounded'"
             )
+
+    def _require_types(self) -> None:
+        for name in ("inverses", "linear_inverses"):
+            if not isinstance(getattr(self, name), bool):
+                raise PlanError(f"{name} is {getattr(self, name)!r}: expected True or False")
+        if self.plan is not None and not isinstance(self.plan, (str, os.PathLike)):
+            raise PlanError(f"plan is {self.plan!r}: expected the path of a file that save_plan wrote")
 
     def __str__(self) -> str:
         """Name the budget, the faith, and what differs from the defaults."""
@@ -132,7 +141,7 @@ def plan_options(budget: float | None = None, **keywords: Any) -> PlanOptions:
         unbounded = keywords.get("memory") is not None or keywords.get("activation_fraction") is not None
         default = math.inf if unbounded else 0.0
         return PlanOptions(default if budget is None else budget, **keywords)
-    if tier not in TIERS:
+    if not isinstance(tier, str) or tier not in TIERS:
         raise PlanError(f"tier is {tier!r}: expected one of {', '.join(map(repr, TIERS))}")
     if budget is not None or "faith" in keywords:
         raise PlanError(f"tier={tier!r} stands for a budget and a faith: give the tier, or the two of them")

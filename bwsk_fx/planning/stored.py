@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,17 +43,32 @@ class StoredPlans:
             known = sorted({name for name, _ in self.plans})
             what = "plans it for other inputs, options or versions" if region in known else f"has plans for {known}"
             raise PlanError(f"region {region}: {self.path} {what}; write it anew with save_plan after such a step")
-        return _solution(plan, problem)
+        try:
+            return _solution(plan, problem)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise PlanError(
+                f"region {region}: the plan in {self.path} is damaged ({what}); write it anew with save_plan"
+            ) from error
 
 
 def write_plans(path: str | Path, plans: Iterable[tuple[str, Plan]]) -> None:
-    """Write the plans of regions, by name, as JSON; to a temporary name first, so that no half of a file is left."""
+    """Write the plans of regions, by name, as JSON; to a temporary name first, so that no half of a file is left.
+
+    Raises:
+        PlanError: The file cannot be written.
+    """
     entries = [{"region": region, "plan": plan.to_json()} for region, plan in plans]
     content = {"format": _FORMAT, "torch": torch.__version__, "regions": entries}
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise PlanError(f"{path} cannot be written: {error.strerror}; name a file in a folder that exists") from error
 
 
 @lru_cache(maxsize=8)
@@ -60,11 +76,14 @@ def _read(path: str, changed: int) -> StoredPlans:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         entries = {(entry["region"], entry["plan"]["fingerprint"]): entry["plan"] for entry in content["regions"]}
-    except (ValueError, KeyError, TypeError) as error:
+        version = content["format"]
+    except OSError as error:
+        raise PlanError(f"the plan {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         raise PlanError(f"{path} is no file of plans ({what}); write it with save_plan") from error
-    if content["format"] != _FORMAT:
-        raise PlanError(f"{path} has format {content['format']}, and this version reads {_FORMAT}; write it anew")
+    if version != _FORMAT:
+        raise PlanError(f"{path} has format {version!r}, and this version reads {_FORMAT}; write it anew")
     return StoredPlans(path, entries)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bwsk_fx import _torch_private as private
-from bwsk_fx.errors import PlanError
+from bwsk_fx.errors import PlanError, place_of
 from bwsk_fx.planning.joint import JointGraph, read_joint, wrap_output
 
 aten = torch.ops.aten
@@ -55,8 +55,9 @@ def trace(function: Callable[..., Outputs], inputs: Mapping[str, Tensor], static
         # PyTorch may append pages of its own state to the first sentence.
         cause = str(error).strip().split("\n")[0].split(". ")[0] or "no message"
         raise PlanError(
-            f"region {region} cannot be traced with its backward pass ({type(error).__name__}: {cause}); leave it out "
-            "with granularity='s-run', or keep modules that write into buffers or inputs out of the model's blocks"
+            f"region {region} cannot be traced with its backward pass ({place_of(error)}{type(error).__name__}: {cause}"
+            "); leave it out with granularity='s-run', or keep modules that write into buffers or inputs out of the "
+            "model's blocks"
         ) from error
     read = read_joint(joint, len(differentiable), static)
     for primal, name in zip(read.primals, inputs, strict=True):

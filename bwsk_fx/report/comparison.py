@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.blocks import block_of, grouped, section_and_index, span
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.report.render import Printable
@@ -136,6 +137,7 @@ def compare_rulesets(graph: fx.GraphModule) -> Comparison:
     Raises:
         RuleError: A rule failed.
     """
+    require_graph(graph)
     calls = _calls(graph)
     operators = {call.operator: [other for other in calls if other.operator == call.operator] for call in calls}
     return Comparison(

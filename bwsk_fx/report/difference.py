@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.report.operators import any_number
 from bwsk_fx.report.records import NodeRecord, records
 from bwsk_fx.report.render import Printable
@@ -114,6 +115,8 @@ def compare_graphs(a: fx.GraphModule, b: fx.GraphModule, names: tuple[str, str] 
     Raises:
         RuleError: A graph is not typed.
     """
+    for graph in (a, b):
+        require_graph(graph)
     pairs = list(_pairs(records(a), records(b)))
     changes = [change for change in (_change(*pair) for pair in pairs) if change is not None]
     return Difference(*names, len(pairs) - len(changes), tuple(changes))

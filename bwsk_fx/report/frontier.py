@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph, require_named
 from bwsk_fx.passes.fuse_regions import fuse_regions
 from bwsk_fx.planner import Foresight, choose, foresee
 from bwsk_fx.planning.allocate import Totals
@@ -97,6 +98,8 @@ def plan_frontier(
         PlanError: An option is out of range, or the step cannot be run on fake tensors.
         RegionError: The graph has no region.
     """
+    require_named(inputs)
+    require_graph(graph)
     plans = [plan_options(budget, **options) for budget in budgets]
     return _frontier(foresee(fuse_regions(graph, granularity=granularity, **options), (), inputs), plans)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from bwsk_fx.arguments import require_model
 from bwsk_fx.errors import RegionError
 from bwsk_fx.modes import applied
 from bwsk_fx.planning.allocate import Totals
@@ -116,6 +117,7 @@ def save_plan(model: nn.Module, path: str | Path) -> None:
 
 def _regions(model: nn.Module) -> list[ReversibleRegion]:
     """Return the regions of a model that have run."""
+    require_model(model, RegionError)
     state = applied(model)
     graph = state.rewritten if state else model
     regions = [] if graph is None else [module for module in graph.modules() if isinstance(module, ReversibleRegion)]

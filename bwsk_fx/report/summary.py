@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.blocks import block_of, grouped, section_and_index, span
 from bwsk_fx.report.nodes import verdict_of
 from bwsk_fx.report.render import Printable
@@ -122,6 +123,7 @@ def summarize(graph: fx.GraphModule) -> Summary:
     Raises:
         RuleError: The graph, or a node of it, is not typed.
     """
+    require_graph(graph)
     nodes = [(node, verdict_of(node)) for node in graph.graph.nodes]
     counted = [(node, verdict) for node, verdict in nodes if verdict.counted]
     return Summary(

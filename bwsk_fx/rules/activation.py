@@ -150,6 +150,8 @@ def _unbent_each(run: Run) -> Tensor:
 def exponential_unit(call: Call) -> Verdict:
     """Linear above zero and exponential below: one-to-one for positive `alpha`."""
     alpha, scale, input_scale = _exponential_parameters(call)
+    if not math.isfinite(alpha * scale * input_scale):
+        return unproven("scales that are not finite are covered by no rule")
     if scale <= 0:
         return unproven("scales that are not positive are covered by no rule")
     if alpha * input_scale == 0:

@@ -50,7 +50,7 @@ def atan2(call: Call) -> Verdict:
 
 def _height(run: Run) -> Tensor:
     height = torch.tan(_wide(run.output)) * _wide(run.argument(1, "other"))
-    upright = run.output.abs() == torch.tensor(math.pi / 2).to(run.output.dtype)
+    upright = run.output.abs() == torch.tensor(math.pi / 2, dtype=torch.float64).to(run.output.dtype)
     return torch.where(upright, math.inf * run.output.sign().double(), height)
 
 
@@ -146,7 +146,8 @@ def ldexp(call: Call) -> Verdict:
 
 
 def _unscaled(run: Run) -> Tensor:
-    return _wide(run.output) * torch.exp2(-_wide(run.argument(1, "other")))
+    # The operator's own power: it is rounded to the exponent's dtype, or to the default one.
+    return _wide(run.output) / _wide(torch.pow(2.0, run.argument(1, "other")))
 
 
 @labels(*spellings("frexp"))

@@ -52,10 +52,12 @@ def _power(call: Call, base: Any, exponent: Any) -> Verdict:
 def _with_exponent(call: Call, exponent: Any) -> Verdict:
     if exponent == 0:
         return erases("everything to the power of zero is one", call.elements(), confidence=REFINED)
+    if not (isinstance(exponent, complex) or math.isfinite(exponent)):
+        return erases("an infinite power, or one that is no number, tells at most whether the operand is above one")
     if exponent == 1 and call.before.dtype is call.value.dtype:
         return unchanged("the power of one is the operand")
     if not (call.before.is_floating_point() or call.before.is_complex()):
-        function = _Power(exponent, plain_name(call) == "float_power")
+        function = _Power(exponent, plain_name(call) == "float_power", type(exponent))
         return on_integers(f"the power {exponent}", function, call.before.dtype)
     if call.before.is_complex() or isinstance(exponent, complex):
         return _complex_power(exponent)
@@ -68,10 +70,11 @@ def _with_exponent(call: Call, exponent: Any) -> Verdict:
 
 @dataclass(frozen=True)
 class _Power:
-    """`x ** exponent`, as a value that can be a key."""
+    """`x ** exponent`, as a value that can be a key; 2 and 2.0 are equal, and give different results."""
 
     exponent: Any
     in_double: bool
+    kind: type
 
     def __call__(self, base: Tensor) -> Tensor:
         return torch.float_power(base, self.exponent) if self.in_double else torch.pow(base, self.exponent)
@@ -79,10 +82,11 @@ class _Power:
 
 @dataclass(frozen=True)
 class _Exponential:
-    """`base ** x`, as a value that can be a key."""
+    """`base ** x`, as a value that can be a key; 2 and 2.0 are equal, and give different results."""
 
     base: Any
     in_double: bool
+    kind: type
 
     def __call__(self, exponent: Tensor) -> Tensor:
         return torch.float_power(self.base, exponent) if self.in_double else torch.pow(self.base, exponent)
@@ -130,7 +134,7 @@ def _of_base(call: Call, base: Any) -> Verdict:
     if not call.before.is_floating_point():
         if call.before.is_complex() or isinstance(base, complex):
             return erases("exponentials are periodic over the complex numbers")
-        function = _Exponential(base, plain_name(call) == "float_power")
+        function = _Exponential(base, plain_name(call) == "float_power", type(base))
         return on_integers(f"{base} to the power", function, call.before.dtype)
     if isinstance(base, complex):
         return erases("exponentials are periodic over the complex numbers")

@@ -236,8 +236,10 @@ def _signs(count: int, pattern: int) -> Tensor:
 def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], output: Any) -> RoundTrip:
     tolerance = _tolerance(operand, output)
     if not (operand.is_floating_point() or operand.is_complex()):
-        wrong = int((_rounded(rebuilt, operand.dtype) != operand).sum())
-        return RoundTrip(operand.numel(), 0, wrong, math.inf if wrong else 0.0, 0.0)
+        missed = _rounded(rebuilt, operand.dtype) != operand
+        lost = missed & _between_integers(rebuilt, moved, output)
+        wrong = int((missed & ~lost).sum())
+        return RoundTrip(operand.numel(), int(lost.sum()), wrong, math.inf if wrong else 0.0, 0.0)
     scale = _scale(operand)
     errors = _relative(rebuilt.to(operand.dtype), operand, scale)
     errors = errors.masked_fill(~torch.isfinite(operand.to(wide(operand.dtype))), 0)
@@ -245,6 +247,23 @@ def _one_operand(operand: Tensor, rebuilt: Tensor, moved: Sequence[Tensor], outp
     lost = missed & _undetermined(operand, rebuilt, moved, output, scale, tolerance) if missed.any() else missed
     error = float(errors.masked_fill(lost, 0).amax()) if errors.numel() else 0.0
     return RoundTrip(operand.numel(), int(lost.sum()), int((missed & ~lost).sum()), error, tolerance)
+
+
+def _between_integers(rebuilt: Tensor, moved: Sequence[Tensor], output: Any) -> Tensor:
+    """Tell where other bits of a result in floating point lead to another integer, or to none."""
+    value = rebuilt.to(wide(rebuilt.dtype))
+    open_ = torch.zeros_like(value, dtype=torch.bool) | _without_value(rebuilt, output)
+    for other in moved:
+        open_ |= ~((value - other.to(value.dtype)).abs() < 0.5)
+    return open_
+
+
+def _without_value(operand: Tensor, output: Any) -> Tensor | bool:
+    """Tell where a call gave NaN or an infinity, which no integer is."""
+    results = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+    if len(results) == 1 and results[0].shape == operand.shape:
+        return ~results[0].isfinite()
+    return any(not bool(result.isfinite().all()) for result in results)
 
 
 def _undetermined(

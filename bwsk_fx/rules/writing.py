@@ -184,6 +184,8 @@ def _adds(call: Call, source: Any, read: Read | None) -> Verdict:
     if call.value.dtype is torch.bool:
         return erases("a sum of booleans is True however many are")
     if call.is_dynamic(written):
+        if source is written:
+            return unproven("what is added to itself cannot be subtracted without it")
         return preserves("subtracting what it adds", others(call), undo=Undo(_without_sum))
     if not call.is_dynamic(source) or read is None or is_made(written) or call.kwargs.get("alpha", 1) == 0:
         return unproven("what it adds need not tell where")

@@ -111,7 +111,7 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
         raise TrainingError(f"checkpoint '{name}': no such folder")
     try:
         return load()
-    except (ImportError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged configuration fails wherever its fields are first read
         raise TrainingError(
             f"checkpoint '{name}' cannot be loaded ({_first_sentence(error)}); name a folder with config.json and "
             f"model.safetensors, a model on the Hugging Face Hub, or one of {', '.join(BUILT_IN)}"
@@ -125,4 +125,5 @@ def _looks_local(name: str) -> bool:
 def _first_sentence(error: Exception) -> str:
     # Messages of the Hub's client go on with advice about logging in, which is not the point here.
     sentences = str(error).strip().replace("\n", " ").split(". ")
-    return sentences[0] or type(error).__name__
+    sentence = sentences[0] or type(error).__name__
+    return sentence if isinstance(error, (ImportError, OSError, ValueError)) else f"{type(error).__name__}: {sentence}"

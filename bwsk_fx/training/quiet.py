@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 import os
 import socket
 import urllib.request
@@ -25,11 +26,18 @@ def quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    # PyTorch writes the traceback of an error that is told in one line anyway.
+    loggers = {name: python_logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")}
+    disabled = {name: logger.disabled for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        for name, logger in loggers.items():
+            logger.disabled = disabled[name]
         huggingface_hub.logging.set_verbosity(hub_verbosity)
         logging.set_verbosity(verbosity)
         datasets.logging.set_verbosity(data_verbosity)

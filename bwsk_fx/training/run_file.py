@@ -52,6 +52,8 @@ def _mapping(path: Path) -> dict[Any, Any]:
         raise TrainingError(
             f"--config '{path}' cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
+    except RecursionError as error:
+        raise TrainingError(f"--config '{path}' is nested too deeply; it takes one option a line") from error
     except yaml.YAMLError as error:
         raise TrainingError(f"--config '{path}' is not YAML ({problem_of(error)})") from error
     if not isinstance(contents, dict):

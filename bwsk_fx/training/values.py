@@ -75,6 +75,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise TrainingError(f"--trainer takes KEY=VALUE, such as optim=adafactor, not '{text}'")
     try:
         return name.strip(), read_yaml(value)
+    except RecursionError as error:
+        raise TrainingError(f"--trainer {name.strip()}: its value is nested too deeply") from error
     except yaml.YAMLError as error:
         raise TrainingError(f"--trainer {name.strip()}: '{value}' is not YAML ({problem_of(error)})") from error
 

@@ -1,5 +1,6 @@
 """Powers with constant exponents, constant bases, and neither."""
 
+import math
 import operator
 
 import pytest
@@ -80,3 +81,14 @@ def test_captured_powers(verdict_of):
     assert verdict_of(lambda x: x**3, batch).label is Label.S
     verdict = verdict_of(lambda x: 2**x, batch)
     assert (verdict.label, verdict.rule) == (Label.S, "powers.reversed_power")
+
+
+def test_integers_to_a_whole_power_and_to_a_float_are_told_apart(certified):
+    numbers = torch.tensor([3, 254], dtype=torch.uint8)
+    assert certified(torch.pow, numbers, 2.0).label is Label.S
+    assert certified(torch.pow, numbers, 2).label is Label.K
+
+
+@pytest.mark.parametrize("exponent", [math.inf, -math.inf, math.nan])
+def test_powers_that_are_not_finite_erase(certified, exponent):
+    assert certified(torch.pow, torch.rand(3) + 1, exponent).label is Label.K

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.errors import BwskError
 from bwsk_fx.report.colours import INK, LABEL_COLOURS, UNCOUNTED, colour_of
 from bwsk_fx.report.export.folding import Box, fold
@@ -26,6 +27,7 @@ def to_dot(graph: fx.GraphModule, depth: int | None = None) -> str:
     Raises:
         RuleError: The graph is not typed, or the depth is negative.
     """
+    require_graph(graph)
     folded = fold(records(graph), depth)
     lines = [
         "digraph bwsk {",

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.errors import RuleError
 from bwsk_fx.report.colours import INK, LABEL_COLOURS
 from bwsk_fx.report.records import NodeRecord, records
@@ -42,6 +43,7 @@ def model_explorer_data(
     Raises:
         RuleError: The graph is not typed, or there is no such data.
     """
+    require_graph(graph)
     counted = [record for record in records(graph) if record.counted]
     if data == "verdict":
         return {graph_id: _verdicts(counted)}

@@ -10,6 +10,7 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.report.files import write_text
 from bwsk_fx.report.records import NodeRecord, records
 
@@ -31,6 +32,7 @@ def to_networkx(graph: fx.GraphModule) -> nx.MultiDiGraph:
     Raises:
         RuleError: The graph is not typed.
     """
+    require_graph(graph)
     network = nx.MultiDiGraph()
     found = records(graph)
     for record in found:
@@ -54,6 +56,7 @@ def save_graphml(graph: fx.GraphModule, path: str | Path) -> None:
     Raises:
         BwskError: The graph is not typed, or the file cannot be written.
     """
+    require_graph(graph)
     network = to_networkx(graph)
     for _, attributes in network.nodes(data=True):
         for name, value in list(attributes.items()):

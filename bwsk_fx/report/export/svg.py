@@ -12,6 +12,7 @@ from pathlib import Path
 import networkx as nx
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.report.colours import INK, LABEL_COLOURS, UNCOUNTED
 from bwsk_fx.report.export.folding import Box, Folded, fold
 from bwsk_fx.report.files import write_text
@@ -45,6 +46,7 @@ def save_svg(graph: fx.GraphModule, path: str | Path, depth: int = DEPTH) -> Non
     Raises:
         BwskError: As for `to_svg`, or the file cannot be written.
     """
+    require_graph(graph)
     write_text(path, to_svg(graph, depth))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from bwsk_fx.arguments import require_graph
 from bwsk_fx.calm import Analysis
 from bwsk_fx.errors import PlanError, RuleError
 from bwsk_fx.planning.allocate import Totals
@@ -57,6 +58,7 @@ def save_html(
         RuleError: The graph, or a node of it, is not typed.
         BwskError: The file cannot be written.
     """
+    require_graph(graph)
     data, charts = page_data(graph, inputs, title)
     write(Path(path), rendered(title, data, charts))
     return tuple(data["notes"])
