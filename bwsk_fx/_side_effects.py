@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -12,20 +12,25 @@ from torch.nn.utils.parametrize import is_parametrized
 
 # Key in `node.meta` of a leaf that no region can hold: what is done once in a step would be done when it is planned.
 STAYS_OUTSIDE = "stays_outside"
+_OWN = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def kept_attributes(module: nn.Module) -> Iterator[None]:
-    """Give every module its attributes back, since a run may have put fakes there: caches, new buffers."""
+    """Give every module its attributes back, since a run may have put fakes there: caches, new buffers.
+
+    Dictionaries, lists and sets among the attributes get their contents back.
+    """
     parts = list(module.modules())
-    before = [(vars(part).copy(), part._parameters.copy(), part._buffers.copy()) for part in parts]
+    tables = [table for part in parts for table in (part._parameters, part._buffers, vars(part))]
+    tables += [value for part in parts for name, value in vars(part).items() if name not in _OWN and _is_table(value)]
+    before = [table.copy() for table in tables]
     try:
         yield
     finally:
-        for part, (attributes, parameters, buffers) in zip(parts, before, strict=True):
-            _restore(part._parameters, parameters)
-            _restore(part._buffers, buffers)
-            _restore(vars(part), attributes)
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            (table.extend if isinstance(table, list) else table.update)(entries)
 
 
 def changes_itself(module: nn.Module, run: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -74,9 +79,8 @@ def kept_parametrizations(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _restore(table: dict[str, Any], entries: Mapping[str, Any]) -> None:
-    table.clear()
-    table.update(entries)
+def _is_table(value: object) -> TypeGuard[dict | list | set]:
+    return type(value) in (dict, list, set)
 
 
 @contextmanager

@@ -83,6 +83,13 @@ def fake_tensor(mode: Any, tensor: torch.Tensor, dynamic_dims: Sequence[int] = (
     return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
 
+_RESAMPLING = (
+    *(f"{kind}{dims}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for dims in (1, 2, 3)),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa"),
+)
+
+
 def trace_joint(
     function: Callable[..., Any],
     inputs: Sequence[torch.Tensor],
@@ -97,10 +104,35 @@ def trace_joint(
     from torch._functorch import config
     from torch._functorch.aot_autograd import aot_export_joint_simple
 
-    with config.patch(backward_pass_autocast="off"):
+    with config.patch(backward_pass_autocast="off"), _native_resampling():
         return aot_export_joint_simple(  # type: ignore[return-value]
             function, tuple(inputs), trace_joint=True, decompositions=dict(decompositions or {})
         )
+
+
+@contextmanager
+def _native_resampling() -> Iterator[None]:
+    """Let operators that resample images run by their C++ code, as they do in eager execution.
+
+    PyTorch has Python code for them, of other operators and with other last bits, which tracing prefers.
+    """
+    from torch._C import DispatchKey
+
+    packets = [getattr(torch.ops.aten, name) for name in _RESAMPLING if hasattr(torch.ops.aten, name)]
+    overloads = [
+        getattr(packet, name) for packet in packets for name in packet.overloads() if name in ("default", "vec")
+    ]
+    before = {overload: dict(overload.py_kernels) for overload in overloads}
+    try:
+        for overload in overloads:
+            for key in (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd):
+                overload.py_kernels.pop(key, None)
+            overload._dispatch_cache.clear()
+        yield
+    finally:
+        for overload, kernels in before.items():
+            overload.py_kernels.update(kernels)
+            overload._dispatch_cache.clear()
 
 
 def merge_common_subexpressions(graph: fx.Graph) -> fx.Graph:

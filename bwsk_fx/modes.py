@@ -171,7 +171,9 @@ def _applied_class(original: type[nn.Module]) -> type[nn.Module]:
         return original.forward(self, *args, **kwargs) if state is None else state.run(self, args, kwargs)
 
     def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        make, args, *rest = original.__reduce_ex__(self, protocol)  # type: ignore[misc]
+        reduction = original.__reduce_ex__(self, protocol)
+        assert isinstance(reduction, tuple)  # a string names a global, which a module is not
+        make, args, *rest = reduction
         # By name, a pickle would find the original class.
         return (_remade, (original, *args[1:]), *rest) if args[:1] == (type(self),) else (make, args, *rest)
 

@@ -22,6 +22,7 @@ from bwsk_fx.planning.program import Program
 from bwsk_fx.planning.prospect import Prospect, survey
 from bwsk_fx.rules.inverse_linear import is_well_conditioned
 from bwsk_fx.signature import Settings, frozen, structure_of
+from bwsk_fx.statistics import running_statistics
 
 
 @dataclass
@@ -104,7 +105,16 @@ class ReversibleRegion(nn.Module):
         self._require_usable(inputs)
         self.program = self._program(inputs)
         outputs = _RegionFunction.apply(self.program, self.name, *inputs.primals)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return self._with_statistics_written(outputs if isinstance(outputs, tuple) else (outputs,))
+
+    def _with_statistics_written(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Write the running statistics that the program returns behind its own outputs, and return those."""
+        buffers = [buffer for _, buffer in running_statistics(self._settings.modules())]
+        count = len(outputs) - len(buffers)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, outputs[count:], strict=True):
+                buffer.copy_(value)
+        return outputs[:count]
 
     def extra_repr(self) -> str:
         """Name the region and its size."""
@@ -205,15 +215,19 @@ class ReversibleRegion(nn.Module):
         return self._programs.prospects[kind]
 
     def _survey(self, inputs: _Inputs) -> Prospect:
+        statistics = [name for name, _ in running_statistics(self._settings.modules())]
+
         def region(*traced: Tensor) -> tuple[Tensor, ...]:
             operands, weights = inputs.replaced_by(traced)
+            weights |= {name: weights[name].clone() for name in statistics}
             # Node by node, so that what is traced remembers the node and the user's line that it comes from.
             with (
                 emptied_caches(self.subgraph),
                 private.swapped_parameters(self.subgraph, weights),
                 fx.traceback.preserve_node_meta(),
             ):
-                return fx.Interpreter(self.subgraph, garbage_collect_values=False).run(*operands)
+                outputs = fx.Interpreter(self.subgraph, garbage_collect_values=False).run(*operands)
+            return *outputs, *(weights[name] for name in statistics)
 
         names = [node.name for node in self.subgraph.graph.find_nodes(op="placeholder")]
         static = range(len(inputs.primals) - len(inputs.static), len(inputs.primals))

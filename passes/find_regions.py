@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import ClassVar, TypeGuard
@@ -21,6 +21,7 @@ from bwsk_fx.errors import PlanError
 from bwsk_fx.inplace import is_read_again, written_operand
 from bwsk_fx.passes.pipeline import Pass, PassResult
 from bwsk_fx.signature import tensors_of
+from bwsk_fx.statistics import updates_statistics
 from bwsk_fx.verdict import Label
 
 GRANULARITIES = ("block", "s-run", "whole")
@@ -124,24 +125,29 @@ class _State:
         graph_module: The graph.
         tensors: The identities of the parameters and buffers that a node writes into.
         storages: What the values of nodes that read them share.
+        norms: Batch norms that write into buffers which no other node uses: a region does that for them.
         storages_kept_out: Memory of activations of which no region may make a tensor.
     """
 
     graph_module: fx.GraphModule
     tensors: frozenset[int]
     storages: frozenset[Hashable]
+    norms: frozenset[fx.Node]
     storages_kept_out: frozenset[Hashable] = frozenset()
 
     @classmethod
     def of(cls, graph_module: fx.GraphModule) -> _State:
         own = tensors_of(graph_module)
-        names = {name for node in graph_module.graph.nodes for name in node.meta.get(WRITES, ())}
+        norms = _norms(graph_module, own)
+        names = {name for node in graph_module.graph.nodes if node not in norms for name in node.meta.get(WRITES, ())}
         tensors = frozenset(id(own[name]) for name in names if name in own)
         reads = [node for node in graph_module.graph.find_nodes(op="get_attr") if id(own.get(node.target)) in tensors]
-        return cls(graph_module, tensors, frozenset(map(_storage, reads)) - {None})
+        return cls(graph_module, tensors, frozenset(map(_storage, reads)) - {None}, norms)
 
     def is_touched_by(self, node: fx.Node) -> bool:
         """Whether a node writes into state, or reads any that is written into."""
+        if node in self.norms:
+            return _storage(node) in self.storages_kept_out
         if WRITES in node.meta or _storage(node) in self.storages_kept_out:
             return True
         if any(_storage(operand) in self.storages for operand in node.all_input_nodes):
@@ -152,6 +158,31 @@ class _State:
         return any(map(_updates_state, module.modules())) or any(
             id(tensor) in self.tensors for tensor in tensors_of(module).values()
         )
+
+
+def _norms(graph_module: fx.GraphModule, own: Mapping[str, torch.Tensor]) -> frozenset[fx.Node]:
+    """Return the calls of batch norms whose running statistics no other node reads or writes."""
+    users: dict[int, set[fx.Node]] = {}
+    for node in graph_module.graph.nodes:
+        for name in _state_of(node, graph_module):
+            users.setdefault(id(own[name]), set()).add(node)
+    norms = (
+        (node, graph_module.get_submodule(str(node.target))) for node in graph_module.graph.find_nodes(op="call_module")
+    )
+    return frozenset(
+        node
+        for node, module in norms
+        if updates_statistics(module) and all(users[id(buffer)] == {node} for buffer in module.buffers())
+    )
+
+
+def _state_of(node: fx.Node, graph_module: fx.GraphModule) -> Iterator[str]:
+    """Yield the names of the parameters and buffers that a node reads or writes."""
+    yield from node.meta.get(WRITES, ())
+    if node.op == "call_module":
+        yield from (f"{node.target}.{name}" for name in tensors_of(graph_module.get_submodule(str(node.target))))
+    elif node.op == "get_attr":
+        yield str(node.target)
 
 
 def _storage(node: fx.Node) -> Hashable:
@@ -186,7 +217,8 @@ def _can_join(node: fx.Node, state: _State) -> bool:
         return False
     if node.op == "call_module" and not _can_run_again(state.graph_module.get_submodule(str(node.target))):
         return False
-    return OPAQUE not in node.meta and STAYS_OUTSIDE not in node.meta and not state.is_touched_by(node)
+    stays_outside = STAYS_OUTSIDE in node.meta and node not in state.norms
+    return OPAQUE not in node.meta and not stays_outside and not state.is_touched_by(node)
 
 
 def _draws_by_itself(module: nn.Module) -> bool:

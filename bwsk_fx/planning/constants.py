@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from bwsk_fx import _torch_private as private
+
 aten = torch.ops.aten
 
 
@@ -21,10 +23,12 @@ def make_numbers(joint: fx.GraphModule) -> None:
 
 
 def _make(node: fx.Node, value: torch.Tensor) -> None:
+    with private.without_fake_mode():
+        number = value.item()
     with node.graph.inserting_before(node):
         made = node.graph.call_function(
             aten.full.default,
-            (list(value.shape), value.item()),
+            (list(value.shape), number),
             {"dtype": value.dtype, "device": value.device, "pin_memory": False},
         )
     made.meta = dict(node.meta)
