@@ -13,7 +13,7 @@ from bwsk_fx.measure import saved_for_backward
 
 
 class Residual(nn.Module):
-    """As torchvision and transformers write ResNets: batch norms, which no region holds, and in-place operators."""
+    """As torchvision and transformers write ResNets: batch norms and in-place operators."""
 
     def __init__(self) -> None:
         super().__init__()

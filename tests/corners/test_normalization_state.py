@@ -10,7 +10,9 @@ from torch.nn import functional
 
 import bwsk_fx
 from bwsk_fx._state_watch import WRITES
+from bwsk_fx.measure import saved_for_backward
 from bwsk_fx.modes import apply
+from bwsk_fx.passes.find_regions import REGION, FindRegions
 
 
 class Net(nn.Module):
@@ -48,6 +50,61 @@ def test_statistics_are_those_of_eager(name, assert_as_eager):
     plans = [("exact", math.inf)] if dimensions != 1 else [("exact", 0.0), ("rounded", 0.1), ("rounded", math.inf)]
     model = assert_as_eager(lambda: Net(norm, _convolution(dimensions)), x, plans=plans)
     assert bwsk_fx.explain_saved(model).regions
+
+
+def _regions_of_norms(model: nn.Module, x: Tensor) -> list[str]:
+    graph = FindRegions("whole")(bwsk_fx.type_nodes(bwsk_fx.capture(model, x))).graph_module
+    norms = [node for node in graph.graph.nodes if "norm" in str(node.target) or "block" in str(node.target)]
+    return [str(node.target) for node in norms if REGION in node.meta]
+
+
+@pytest.mark.parametrize(("name", "join"), [("2d", 2), ("cumulative", 0), ("synchronized", 0), ("instance", 0)])
+def test_batch_norms_join_regions_where_their_statistics_are_functions(name, join):
+    norm, dimensions = NORMS[name]
+    model = Net(norm, _convolution(dimensions))
+    found = _regions_of_norms(model, torch.randn(3, 4, 2, 2))
+    assert [path for path in found if path in ("block.1", "block.4")] == ["block.1", "block.4"][:join]
+
+
+class Twice(nn.Module):
+    """The second use of a norm has to see what the first has written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.norm(self.first(x)).tanh()).sin()).tanh()
+
+
+def test_a_norm_that_is_used_twice_stays_outside(x, assert_as_eager):
+    assert_as_eager(Twice, x, plans=PLANS)
+    assert "norm" not in _regions_of_norms(Twice(), x)
+
+
+def test_a_fused_graph_normalizes_by_running_statistics_in_eval_mode(x):
+    torch.manual_seed(0)
+    model = Net(nn.BatchNorm1d, lambda c: nn.Linear(c, c))
+    fused = bwsk_fx.fuse_regions(bwsk_fx.capture(model, x))
+    fused(x).sum().backward()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    fused.eval(), model.eval()
+    assert torch.equal(fused(x), model(x))
+    fused(x).sum().backward()
+    assert before["block.1.num_batches_tracked"] == 1
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_convolutional_network_keeps_the_inputs_of_its_norms_alone():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+    model, images = nn.Sequential(*layers), torch.randn(2, 8, 8, 8)
+    eager = saved_for_backward(model, images)
+    kept = saved_for_backward(apply(model, faith="exact", budget=0.0), images)
+    activation = images.nbytes
+    # Eager keeps inputs and outputs of the norms, of which the latter are cheap to make from the former.
+    assert eager >= 6 * activation
+    assert kept <= 4.5 * activation
 
 
 class Functional(nn.Module):
