@@ -16,6 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SOURCE = ROOT / "build" / "docs-source"
 KEYS = ("question", "device", "torch", "transformers", "settings", "rows")
 PLACE = "<!-- results -->"
+ZOO_PLACE = "<!-- zoo -->"
 PICTURES = "images/benchmarks"
 LONG_TABLE = 20
 LONG_LIST = 10
@@ -51,6 +52,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the tables of the benchmarks on their page, and show how blocks are run, or why the tests do not run them."""
     if PLACE in markdown:
         markdown = markdown.replace(PLACE, result_tables(RESULTS))
+    if ZOO_PLACE in markdown:
+        markdown = markdown.replace(ZOO_PLACE, zoo_table(RESULTS / "zoo-cpu.json"))
     markdown = TORCHRUN.sub('```python title="Under torchrun --nproc-per-node 2"', markdown)
     return NO_RUN.sub(lambda found: f'```python title="Not run by the tests: {found.group(1)}"', markdown)
 
@@ -72,6 +75,34 @@ def result_tables(results: Path) -> str:
         for content, path in group:
             lines += [*_result(content, path.relative_to(results)), ""]
     return "\n".join(lines)
+
+
+def zoo_table(path: Path) -> str:
+    """Return the results of `benchmarks/zoo.py` as a table, and below it what was refused, as Markdown.
+
+    Args:
+        path: The result file.
+    """
+    rows = _read(path)["rows"]
+    lines = [
+        "| model | architecture | nodes | published | sound | kept | exact, 0 | rounded, 0 | rounded, 0.1 | error | bits |",
+        f"|---|---|{'--:|' * 8}---|",
+    ]
+    lines += [f"| {' | '.join(_zoo_cells(row))} |" for row in rows]
+    refused = [row for row in rows if row["refused"]]
+    lines += ["", *(f"* {row['model']} ({row['route']}): {_cell(row['refused'])}" for row in refused)]
+    return "\n".join(lines)
+
+
+def _zoo_cells(row: dict[str, Any]) -> Iterator[str]:
+    yield f"**{row['model']}**" if row["study"] else row["model"]
+    yield row["architecture"]
+    yield from (_cell(row[name]) for name in ("nodes", "published", "sound"))
+    yield "" if row["kept MiB"] is None else f"{row['kept MiB']:.2f} MiB"
+    for name in ("exact, budget 0", "budget 0", "budget 0.1"):
+        yield "" if row[name] is None else f"{row[name]:.0%}"
+    yield "" if row["error"] is None else f"{row['error']:.2f}"
+    yield _cell(row["bits"])
 
 
 def _read(path: Path) -> dict[str, Any]:
