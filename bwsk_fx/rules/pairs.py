@@ -192,6 +192,10 @@ def added(call: Call) -> Verdict:
     first, factors = call.argument(0, "input"), _factors(call)
     if first is not call.operands[0] or any(factor is first for factor in factors):
         return unproven("only the summand is covered, not the factors")
+    exact = not (call.before.is_floating_point() or call.before.is_complex())
+    if exact and not isinstance(call.kwargs.get("value", 1), int):
+        # PyTorch rounds such a value to an integer first, or not, by the dtypes of the factors.
+        return unproven("integers and a value that is none are covered by no rule")
     why = "the result less the product is the operand"
     domain = "the product does not absorb it"
     return from_result(why, _less_product, witness_of(call, *factors), OPERATOR, domain)
