@@ -22,7 +22,7 @@ def kept_attributes(module: nn.Module) -> Iterator[None]:
     Dictionaries, lists and sets among the attributes get their contents back.
     """
     parts = list(module.modules())
-    tables = [table for part in parts for table in (part._parameters, part._buffers, vars(part))]
+    tables: list[Any] = [table for part in parts for table in (part._parameters, part._buffers, vars(part))]
     tables += [value for part in parts for name, value in vars(part).items() if name not in _OWN and _is_table(value)]
     before = [table.copy() for table in tables]
     try:

@@ -198,6 +198,13 @@ def global_module_hooks() -> tuple[Callable[..., Any], ...]:
     return tuple(hook for table in tables for hook in table.values())
 
 
+def noisy_loggers() -> tuple[str, ...]:
+    """Return the names of the loggers that write the traceback of an error which is raised anyway."""
+    from torch._subclasses import fake_tensor
+
+    return "torch.export", fake_tensor.log.name
+
+
 def release_saved_tensors(ctx: Any) -> None:
     """Drop what `ctx` saved for the backward pass, unless the autograd graph is retained."""
     ctx.maybe_clear_saved_tensors()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,7 @@ class GraphGuard:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Raise `CaptureError` where the captured control flow does not hold, or a hook would not run."""
-        if lost := lost_hook((path, module.get_submodule(path)) for path in self.open_modules):
+        if lost := lost_hook(_present(module, self.open_modules)):
             raise CaptureError(f"{lost}, {_HOOK_ADVICE}")
         if self.training is not None and module.training != self.training:
             modes = {True: "train", False: "eval"}
@@ -132,6 +132,16 @@ class GraphGuard:
                     f"the captured graph requires {condition}, where {found}: the model's Python code branches on "
                     "this size; capture it again with inputs of this size"
                 )
+
+
+def _present(module: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the submodules at some paths; a stage of a pipeline has some of the model's modules only."""
+    for path in paths:
+        found: nn.Module | None = module
+        for name in path.split("."):
+            found = None if found is None else found._modules.get(name)
+        if found is not None:
+            yield path, found
 
 
 def _bind(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:

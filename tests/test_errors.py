@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bwsk_fx
-from bwsk_fx import errors
+from bwsk_fx import compile_report, errors
 from bwsk_fx.cli import app
 from bwsk_fx.errors import (
     BwskError,
@@ -84,6 +86,11 @@ def _on_meta() -> torch.Tensor:
 def _differentiated_twice() -> None:
     x = X.clone().requires_grad_()
     torch.autograd.grad(_fused()(x).sum(), x, create_graph=True)
+
+
+def _without_reports() -> None:
+    with patch.object(compile_report, "_REPORTS", deque()):
+        bwsk_fx.compile.last_report()
 
 
 def _backward_hooked() -> nn.Module:
@@ -276,7 +283,7 @@ REGIONS: dict[str, Wrong] = {
         RegionError,
         ("no second derivative", "create_graph=True"),
     ),
-    "no report": (lambda: bwsk_fx.compile.last_report(), PlanError, ("nothing has been compiled", "call")),
+    "no report": (_without_reports, PlanError, ("nothing has been compiled", "call")),
 }
 
 FILES: dict[str, Wrong] = {

@@ -789,33 +789,8 @@ def test_a_part_of_a_split_is_kept_alone():
 # -- what a region may not hold ---------------------------------------------------------------------------------------
 
 
-class Statistics(Small):
-    """Writes into a buffer by a plain function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(WIDTH))
-        self.register_buffer("var", torch.ones(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.batch_norm(self.first(x), self.mean, self.var, training=True))
-
-
-def test_a_region_that_writes_into_a_buffer_is_refused(x):
-    model = Statistics()
-    fused = _fuse(model, x)
-    with pytest.raises(PlanError) as failure:
-        fused(x)
-    assert str(failure.value) == (
-        "region whole cannot be traced with its backward pass (RuntimeError: aot_export_joint_simple does not support "
-        "input mutations); leave it out with granularity='s-run', or keep modules that write into buffers or inputs "
-        "out of the model's blocks"
-    )
-    assert torch.equal(model.mean, torch.zeros(WIDTH))
-
-
-def test_batch_norm_switched_to_train_mode_after_fusing_is_refused(x):
-    model = nn.Sequential(_linear(), nn.BatchNorm1d(WIDTH), _linear()).eval()
+def test_a_norm_that_counts_is_refused_when_it_is_switched_to_train_mode_after_fusing(x):
+    model = nn.Sequential(_linear(), nn.BatchNorm1d(WIDTH, momentum=None), _linear()).eval()
     fused = _fuse(model, x)
     fused(x).sum().backward()
     before = model[1].running_mean.clone()
@@ -823,6 +798,16 @@ def test_batch_norm_switched_to_train_mode_after_fusing_is_refused(x):
     with pytest.raises(BwskError, match=r"region whole cannot be traced"):
         fused(x)
     assert torch.equal(model[1].running_mean, before)
+
+
+def test_batch_norm_switched_to_train_mode_after_fusing_updates_its_statistics(x):
+    model = nn.Sequential(_linear(), nn.BatchNorm1d(WIDTH), _linear()).eval()
+    expected, fused = copy.deepcopy(model).train(), _fuse(model, x)
+    fused(x).sum().backward()
+    assert model[1].num_batches_tracked == 0
+    fused.train()
+    assert torch.equal(fused(x), expected(x))
+    assert all(map(torch.equal, model[1].buffers(), expected[1].buffers())) and model[1].num_batches_tracked == 1
 
 
 def test_parameters_never_share_a_gradient(make_vit, make_images):

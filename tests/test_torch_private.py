@@ -515,6 +515,32 @@ def data_dependent_errors():
 
 
 @check
+def global_module_hooks() -> None:
+    from torch.nn.modules import module
+
+    registering = (
+        module.register_module_forward_pre_hook,
+        module.register_module_forward_hook,
+        module.register_module_full_backward_pre_hook,
+        module.register_module_full_backward_hook,
+    )
+    hooks = [lambda *_: None for _ in registering]
+    before = private.global_module_hooks()
+    handles = [register(hook) for register, hook in zip(registering, hooks, strict=True)]
+    try:
+        assert set(private.global_module_hooks()) - set(before) == set(hooks)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert private.global_module_hooks() == before
+
+
+@check
+def noisy_loggers() -> None:
+    assert all(name in logging.Logger.manager.loggerDict for name in private.noisy_loggers())
+
+
+@check
 def is_custom_operator():
     @torch.library.custom_op("bwsk_tests::is_custom_operator", mutates_args=())
     def custom(x: torch.Tensor) -> torch.Tensor:

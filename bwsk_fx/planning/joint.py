@@ -198,8 +198,9 @@ def _require_aten(graph: fx.Graph) -> None:
             )
         if node.op not in ("call_function", "placeholder", "output"):
             raise PlanError(
-                f"node {node.name} is a {node.op} of {node.target}: a tensor that is neither an input nor a "
-                "parameter of the region"
+                f"node {node.name} is a {node.op} of {node.target}, a tensor that is neither an input nor a parameter "
+                f"of the region, at {_source_of(node)}: make it a buffer of its module (register_buffer), or leave the "
+                "module out of regions with granularity='s-run'"
             )
 
 

@@ -59,7 +59,10 @@ def trace(function: Callable[..., Outputs], inputs: Mapping[str, Tensor], static
             "); leave it out with granularity='s-run', or keep modules that write into buffers or inputs out of the "
             "model's blocks"
         ) from error
-    read = read_joint(joint, len(differentiable), static)
+    try:
+        read = read_joint(joint, len(differentiable), static)
+    except PlanError as error:
+        raise PlanError(f"region {region}: {error}") from error
     for primal, name in zip(read.primals, inputs, strict=True):
         primal.meta["input_name"] = name
     return Traced(read, tuple(differentiable))

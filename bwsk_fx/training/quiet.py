@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bwsk_fx import _torch_private as private
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -27,7 +29,7 @@ def quiet() -> Iterator[None]:
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     # PyTorch writes the traceback of an error that is told in one line anyway.
-    loggers = {name: python_logging.getLogger(name) for name in ("torch.export", "torch._subclasses.fake_tensor")}
+    loggers = {name: python_logging.getLogger(name) for name in private.noisy_loggers()}
     disabled = {name: logger.disabled for name, logger in loggers.items()}
     for logger in loggers.values():
         logger.disabled = True

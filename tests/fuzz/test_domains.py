@@ -28,8 +28,8 @@ SHAPES = ((), (0,), (1,), (3,), (2, 3), (2, 0, 3), (2, 1, 4))
 NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -3.0, 100.0, 1e-30, 1e30, math.inf, -math.inf, math.nan)
 SCALARS = (*NUMBERS, 0, 1, -1, 2, -2, 7, True, False)
 
-# At the ends of what their dtypes hold these count as wrong where the operand is lost to rounding: a sum that absorbs an
-# integer, an exponential of 1e30, a power of two that is rounded to half precision, a product with NaN.
+# At the ends of what their dtypes hold these count as wrong where the operand is lost to rounding: a sum that absorbs
+# an integer, an exponential of 1e30, a power of two that is rounded to half precision, a product with NaN.
 OPEN = {"ldexp", "logaddexp", "matmul", "rsub", "xlogy"}
 
 Call = tuple[Callable[..., Any], str]

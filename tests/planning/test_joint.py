@@ -107,4 +107,16 @@ def test_each_gradient_knows_its_tangents():
 
 def test_a_constant_tensor_is_refused():
     with pytest.raises(PlanError, match="a tensor that is neither an input nor a parameter of the region"):
-        trace(lambda x: [x * torch.tensor(2.0)], {"x": torch.randn(3, 4, requires_grad=True)}, [], "small")
+        trace(
+            lambda x: [x * torch.tensor([2.0, 3.0, 4.0, 5.0])],
+            {"x": torch.randn(3, 4, requires_grad=True)},
+            [],
+            "small",
+        )
+
+
+def test_a_constant_number_is_made_anew():
+    joint = trace(lambda x: [x * torch.tensor(2.5)], {"x": torch.randn(3, 4, requires_grad=True)}, [], "small").joint
+    (made,) = joint.graph.find_nodes(op="call_function", target=torch.ops.aten.full.default)
+    assert made.args == ([], 2.5) and made.kwargs["dtype"] is torch.float32
+    assert not joint.graph.find_nodes(op="get_attr")
