@@ -85,7 +85,7 @@ def zoo_table(path: Path) -> str:
     """
     rows = _read(path)["rows"]
     lines = [
-        "| model | architecture | nodes | published | sound | kept | exact 0 | rounded 0 | rounded 0.1 | error | bits |",
+        "| model | architecture | nodes | published | sound | kept | exact | at 0 | at 0.1 | error | bits |",
         f"|---|---|{'--:|' * 8}---|",
     ]
     lines += [f"| {' | '.join(_zoo_cells(row))} |" for row in rows]
