@@ -304,9 +304,12 @@ def _in_words(state: AutocastState) -> str:
 def _assemble(model: nn.Module, recorder: Recorder) -> fx.GraphModule:
     graph_module = fx.GraphModule(recorder.constants_root(), recorder.graph, class_name=type(model).__name__)
     # The model's own children, not copies: paths, tied parameters, non-persistent buffers and order all stay.
-    graph_module._modules.update(model._modules)
-    graph_module._parameters.update(model._parameters)
-    graph_module._buffers.update(model._buffers)
+    for name in ("_modules", "_parameters", "_buffers"):
+        own, found = getattr(model, name), getattr(graph_module, name)
+        # fx has put bare modules there, in the order in which the graph calls what is in them.
+        constants = {path: member for path, member in found.items() if path not in own}
+        found.clear()
+        found.update({**own, **constants})
     graph_module._non_persistent_buffers_set.update(model._non_persistent_buffers_set, recorder.constants)
     graph_module.training = model.training
     graph_module.graph.lint()

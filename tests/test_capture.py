@@ -97,6 +97,27 @@ def test_targets_are_the_models_own_modules(base):
     assert list(dict(graph.named_modules())) == list(modules)
 
 
+class UsedInAnotherOrder(nn.Module):
+    """As T5: the shared embedding is defined first, and called under another name first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.encoder = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+        self.encoder[0].weight = self.shared.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(self.encoder(tokens) @ self.shared.weight.T @ self.shared(tokens))
+
+
+def test_parameters_keep_their_order_and_their_first_names():
+    model = UsedInAnotherOrder()
+    graph = bwsk_fx.capture(model, torch.zeros(2, 5, dtype=torch.long))
+    for candidate in (graph, bwsk_fx.fuse_regions(graph, granularity="whole")):
+        assert [name for name, _ in candidate.named_parameters()] == [name for name, _ in model.named_parameters()]
+        assert list(candidate.state_dict()) == list(model.state_dict())
+
+
 def test_state_is_shared_and_keeps_its_names():
     model = _vit()
     graph = bwsk_fx.capture(model, _batch(2))
