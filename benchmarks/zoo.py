@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -41,7 +42,10 @@ Gradients = dict[str, Tensor]
 
 def main() -> None:
     options = _options()
-    rows = [row for name in options.only or ZOO if (row := _row(name, ZOO[name])) is not None]
+    found = _measured(options) | {
+        name: row for name in options.only or ZOO if (row := _row(name, ZOO[name])) is not None
+    }
+    rows = [found[name] for name in ZOO if name in found]
     names = list(dict.fromkeys(name for row in rows for name in row))
     shown = ("model", "route", "nodes", "published", "sound", "kept MiB", *VARIANTS, "error", "bits")
     report(QUESTION, options, [dict.fromkeys(names) | row for row in rows], dict.fromkeys(shown, _cell))
@@ -49,11 +53,25 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--only", nargs="+", choices=list(ZOO), metavar="MODEL", help="all by default")
+    arguments.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(ZOO),
+        metavar="MODEL",
+        help="measure these anew; all by default",
+    )
     arguments.add_argument("--output", type=type(RESULTS), default=RESULTS, help="folder of the result file")
     options = arguments.parse_args()
     options.device = "cpu"
     return options
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the rows that are there already, where `--only` replaces some."""
+    path = options.output / f"{QUESTION}-cpu.json"
+    if not options.only or not path.exists():
+        return {}
+    return {row["model"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
 
 def _cell(value: Any) -> str:

@@ -106,7 +106,7 @@ class UsedInAnotherOrder(nn.Module):
         self.encoder = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
         self.encoder[0].weight = self.shared.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.norm(self.encoder(tokens) @ self.shared.weight.T @ self.shared(tokens))
 
 

@@ -108,11 +108,16 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("granularity", ["block", "whole"])
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_stays_outside_in_train_mode(granularity, training):
-    graph = _assigned(Net().train(training), torch.randn(4, 8), granularity=granularity)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_only_a_batch_norm_that_counts_stays_outside_in_train_mode(granularity, training, momentum):
+    model = Net().train(training)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = momentum
+    graph = _assigned(model, torch.randn(4, 8), granularity=granularity)
     norms = [node for node in graph.graph.nodes if str(node.target).rpartition(".")[2] == "1"]
     assert len(norms) == 2
-    assert all((REGION in node.meta) == (not training) for node in norms)
+    assert all((REGION in node.meta) == (not training or momentum is not None) for node in norms)
 
 
 def test_batch_norm_without_statistics_may_be_inside():
