@@ -26,6 +26,7 @@ from zoo_models import ZOO
 import bwsk_fx
 from bwsk_fx.errors import CaptureError
 from bwsk_fx.measure import loss_of, saved_for_backward
+from bwsk_fx.rules.axis import Behaviour
 
 QUESTION = "zoo"
 VARIANTS = {
@@ -98,10 +99,11 @@ def examine(entry: Entry) -> dict[str, Any]:
     """Capture, label and train a model.
 
     Returns:
-        `route`, how the graph comes about; its `nodes`; labels by ruleset, as S/K/GRAY; `kept MiB` of the model as it
-        is, and the share of it that each variant keeps; `bits`, whose gradients the exact plan has: `eager`, `graph`
-        for those of the captured graph, which may call other kernels, or in how many parameters it differs from that;
-        `error`, that of the worst variant as a multiple of the model's own; `refused`, why it is not captured.
+        `route`, how the graph comes about; its `nodes`; labels by ruleset, as S/K/GRAY; `batch`, partitions and
+        barriers of the batch axis; `kept MiB` of the model as it is, and the share of it that each variant keeps;
+        `bits`, whose gradients the exact plan has: `eager`, `graph` for those of the captured graph, which may call
+        other kernels, or in how many parameters it differs from that; `error`, that of the worst variant as a multiple
+        of the model's own; `refused`, why it is not captured.
     """
     model, inputs = entry.make(), entry.example()
     try:
@@ -119,6 +121,7 @@ def examine(entry: Entry) -> dict[str, Any]:
         "route": "capture",
         "nodes": len(graph.graph.nodes),
         **labels,
+        "batch": _coordination(graph),
         "kept MiB": eager / 2**20,
         **kept,
         "bits": _bits(found["exact, budget 0"], own, gradients(graph, inputs)),
@@ -149,6 +152,12 @@ def _with_its_line(error: CaptureError) -> str:
 def _labels(graph: fx.GraphModule) -> str:
     summary = bwsk_fx.summarize(graph)
     return f"{summary.s}/{summary.k}/{summary.gray}"
+
+
+def _coordination(graph: fx.GraphModule) -> str:
+    """Return into how many partitions the batch axis falls, and how many operators wait for the whole batch."""
+    axis = bwsk_fx.analyze_calm(graph).axis("batch")
+    return f"{len(axis.partitions)}/{axis.counts[Behaviour.BARRIER]}"
 
 
 def gradients(model: nn.Module, inputs: Inputs) -> Gradients:

@@ -85,8 +85,8 @@ def zoo_table(path: Path) -> str:
     """
     rows = _read(path)["rows"]
     lines = [
-        "| model | architecture | nodes | published | sound | kept | exact | at 0 | at 0.1 | error | bits |",
-        f"|---|---|{'--:|' * 8}---|",
+        "| model | architecture | nodes | published | sound | batch | kept | exact | at 0 | at 0.1 | error | bits |",
+        f"|---|---|{'--:|' * 9}---|",
     ]
     lines += [f"| {' | '.join(_zoo_cells(row))} |" for row in rows]
     refused = [row for row in rows if row["refused"]]
@@ -97,7 +97,7 @@ def zoo_table(path: Path) -> str:
 def _zoo_cells(row: dict[str, Any]) -> Iterator[str]:
     yield f"**{row['model']}**" if row["study"] else row["model"]
     yield row["architecture"]
-    yield from (_cell(row[name]) for name in ("nodes", "published", "sound"))
+    yield from (_cell(row[name]) for name in ("nodes", "published", "sound", "batch"))
     yield "" if row["kept MiB"] is None else f"{row['kept MiB']:.2f} MiB"
     for name in ("exact, budget 0", "budget 0", "budget 0.1"):
         yield "" if row[name] is None else f"{row[name]:.0%}"
