@@ -2,59 +2,144 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeGuard
+from dataclasses import dataclass
+from functools import partial
+from logging import Logger
+from types import FunctionType, ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from bwsk_fx import _torch_private as private
+from bwsk_fx._state_watch import version_of
+
 # Key in `node.meta` of a leaf that no region can hold: what is done once in a step would be done when it is planned.
 STAYS_OUTSIDE = "stays_outside"
 _OWN = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, complex, str, bytes)
+_CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
+# What a module refers to, and does not hold.
+_APART = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, partial, Logger)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A dictionary, list or set that a run may change, as it was.
+
+    Attributes:
+        name: The attribute that holds it; empty where its own keys are the names.
+        held: The table itself.
+        entries: Keys or places, with each value and how often that had been written into, if it is a tensor. Values
+            are kept alive, so that no other object gets the identity of one.
+    """
+
+    name: str
+    held: Any
+    entries: dict[Any, tuple[Any, int]]
+
+    @classmethod
+    def of(cls, name: str, held: Any) -> _Table:
+        return cls(name, held, _entries(held))
+
+    def changed(self) -> str | None:
+        """Name what is not as it was; None where everything is."""
+        now = _entries(self.held)
+        for key in {**self.entries, **now}:
+            if key not in self.entries or key not in now or not _is_same(self.entries[key], now[key]):
+                return self.name or str(key)
+        return None
+
+    def restore(self) -> None:
+        """Put the entries back, where others have come."""
+        if self.changed() is None and [*self.entries] == [*_entries(self.held)]:
+            return
+        values = {key: value for key, (value, _) in self.entries.items()}
+        self.held.clear()
+        if isinstance(self.held, dict):
+            self.held.update(values)
+        else:
+            (self.held.update if isinstance(self.held, set) else self.held.extend)(values.values())
+
+
+def _entries(table: Any) -> dict[Any, tuple[Any, int]]:
+    items = table.items() if isinstance(table, dict) else enumerate(table)
+    return {key: (value, version_of(value) if isinstance(value, torch.Tensor) else 0) for key, value in items}
+
+
+def _is_same(one: tuple[Any, int], other: tuple[Any, int]) -> bool:
+    (before, version), (now, count) = one, other
+    return version == count and (before is now or (type(before) is type(now) in _PLAIN and before == now))
+
+
+def _tables(module: nn.Module) -> Iterator[_Table]:
+    """Yield what holds the state of a module itself: its attributes, and what is in containers and plain objects."""
+    held = vars(module)
+    for table in (module._parameters, module._buffers, held):
+        yield _Table.of("", table)
+    for name, value in held.items():
+        if name not in _OWN:
+            yield from (_Table.of(name, table) for table in _inside(value))
+
+
+def _inside(value: Any, depth: int = 4) -> Iterator[Any]:
+    if type(value) in _CONTAINERS:
+        yield value
+        for item in (value.values() if isinstance(value, dict) else value) if depth else ():
+            yield from _inside(item, depth - 1)
+    elif isinstance(value, tuple) and depth:
+        for item in value:
+            yield from _inside(item, depth - 1)
+    elif type(getattr(value, "__dict__", None)) is dict and not isinstance(value, _APART):
+        yield vars(value)
 
 
 @contextmanager
 def kept_attributes(module: nn.Module) -> Iterator[None]:
     """Give every module its attributes back, since a run may have put fakes there: caches, new buffers.
 
-    Dictionaries, lists and sets among the attributes get their contents back.
+    Dictionaries, lists, sets and plain objects among the attributes get their contents back, and tensors that are
+    neither parameters nor buffers their values: fake tensors are computed with those as they are.
     """
     parts = list(module.modules())
-    tables: list[Any] = [table for part in parts for table in (part._parameters, part._buffers, vars(part))]
-    tables += [value for part in parts for name, value in vars(part).items() if name not in _OWN and _is_table(value)]
-    before = [table.copy() for table in tables]
+    tables = [table for part in parts for table in _tables(part)]
+    registered = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
+    plain = {id(value): (value, version) for table in tables for value, version in table.entries.values()}
+    values = [
+        (value, version, value.detach().clone())
+        for key, (value, version) in plain.items()
+        if isinstance(value, torch.Tensor) and key not in registered and not private.is_fake(value)
+    ]
     try:
         yield
     finally:
-        for table, entries in zip(tables, before, strict=True):
-            table.clear()
-            (table.extend if isinstance(table, list) else table.update)(entries)
+        for table in tables:
+            table.restore()
+        with torch.no_grad():
+            for tensor, version, value in values:
+                if version_of(tensor) != version:
+                    tensor.copy_(value)
 
 
 def changes_itself(module: nn.Module, run: Callable[[], Any]) -> tuple[Any, str | None]:
     """Run a module, and say what the run changes in it; None where nothing.
 
     Args:
-        module: The module whose buffers, parameters and attributes are looked at, those of its children included.
+        module: The module whose buffers, parameters and attributes are looked at, those of its children included, and
+            what is in its dictionaries, lists, sets and plain objects.
         run: Runs it.
 
     Returns:
         What `run` returns, and the name of what it has written into or replaced.
     """
-    before = dict(_state(module))
+    tables = [(path, table) for path, part in module.named_modules() for table in _tables(part)]
     result = run()
-    changed = (name for name, state in _state(module) if before.get(name) != state)
-    return result, next(changed, None)
-
-
-def _state(module: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    for path, part in module.named_modules():
-        for table in (part._parameters, part._buffers, vars(part)):
-            for name, value in table.items():
-                version = value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
-                yield f"{path}.{name}".lstrip("."), (id(value), version)
+    found = ((path, table.changed()) for path, table in tables)
+    return result, next((f"{path}.{name}".lstrip(".") for path, name in found if name is not None), None)
 
 
 @contextmanager
@@ -77,10 +162,6 @@ def kept_parametrizations(module: nn.Module) -> Iterator[None]:
             if is_parametrized(part):
                 stack.enter_context(kept_buffers(part.parametrizations))  # type: ignore[arg-type]
         yield
-
-
-def _is_table(value: object) -> TypeGuard[dict | list | set]:
-    return type(value) in (dict, list, set)
 
 
 @contextmanager

@@ -45,9 +45,9 @@ class StateWatch:
     def during(self, func: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
         """Look at the operands of one call before and after it."""
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        versions = [_version(operand) for operand in operands]
+        versions = [version_of(operand) for operand in operands]
         yield
-        written = [one for one, version in zip(operands, versions, strict=True) if _version(one) != version]
+        written = [one for one, version in zip(operands, versions, strict=True) if version_of(one) != version]
         for tensor in (*written, *_statistics_written(func, args, kwargs)):
             self._found.update(dict.fromkeys(self._names.get(private.storage_key(tensor), ())))
 
@@ -62,7 +62,8 @@ class StateWatch:
         return found
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor has been written into; inference tensors do not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -1,6 +1,7 @@
 """In-place operators, gradients switched off, and what Python does beside the tensors."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,3 +195,27 @@ def test_modes_may_change_after_apply(x):
             outputs.append(candidate.train(training)(x))
         torch.testing.assert_close(*outputs)
     assert twin[2].num_batches_tracked == 2
+
+
+class Remembers(nn.Module):
+    """A leaf that changes what its attributes hold, and no attribute itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means: list = []
+        self.counts = {"calls": {"of forward": 0.0}}
+        self.notes = SimpleNamespace(calls=0)
+        self.total = [torch.zeros(())]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.means.append(x.detach().mean())
+        self.counts["calls"]["of forward"] += 1.0
+        self.notes.calls += 1
+        self.total[0] += 1
+        return x * self.counts["calls"]["of forward"] * self.notes.calls * self.total[0]
+
+
+def test_a_leaf_may_change_what_its_attributes_hold(x, assert_as_eager, sandwich):
+    model = assert_as_eager(lambda: sandwich(Remembers()), x, plans=PLANS[:1])
+    assert [type(mean) for mean in model[2].means] == [Tensor, Tensor]
+    assert model[2].total == [torch.tensor(2.0)]
