@@ -17,25 +17,34 @@ from bwsk_fx.errors import CaptureError
 
 ModuleCall = Callable[[Callable, nn.Module, tuple, dict[str, Any]], Any]
 Branch = Callable[[sympy.Basic, bool | int], None]
+Read = Callable[[nn.Module, str], None]
 Event = Callable[[], None]
 
 
 @contextmanager
 def intercepted(
-    on_module: ModuleCall, on_branch: Branch, is_opaque: Callable[[], bool], on_hooks: Event, on_untraceable: Event
+    on_module: ModuleCall,
+    on_branch: Branch,
+    on_read: Read,
+    is_opaque: Callable[[], bool],
+    on_hooks: Event,
+    on_untraceable: Event,
 ) -> Iterator[None]:
     """Send module calls and branches to the recorder, and refuse what a graph would silently lose.
 
     Args:
         on_module: Receives the original `nn.Module.__call__`, the module, and its arguments.
         on_branch: Receives a symbolic expression that Python code turned into a plain value, and that value.
+        on_read: Receives a module and the name of an attribute that is read and is no method or property.
         is_opaque: Whether what runs now is recorded as a whole, so that anything goes.
         on_hooks: Called when hooks on saved tensors are put on, as checkpointing does, that a graph loses.
         on_untraceable: Called when what runs as a whole does something that a trace of it would not repeat.
     """
     with (
+        private.ONE_AT_A_TIME,
         _modules(on_module),
         _branches(on_branch),
+        _attributes(on_read),
         _autograd_functions(is_opaque, on_untraceable),
         _saved_tensor_hooks(lambda: (on_untraceable if is_opaque() else on_hooks)()),
         _autocast(is_opaque),
@@ -60,6 +69,23 @@ def _modules(on_module: ModuleCall) -> Any:
         return on_module(original, module, args, kwargs)
 
     return _replaced(nn.Module, "__call__", call)
+
+
+@contextmanager
+def _attributes(on_read: Read) -> Iterator[None]:
+    plain = object.__getattribute__
+
+    def read(module: nn.Module, name: str) -> Any:
+        value = plain(module, name)
+        if name in plain(module, "__dict__"):
+            on_read(module, name)
+        return value
+
+    nn.Module.__getattribute__ = read  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__
 
 
 @contextmanager

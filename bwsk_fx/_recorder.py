@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import linecache
 import operator
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType, TracebackType
+from threading import get_ident
 from typing import Any
 
 import sympy
@@ -18,31 +15,16 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from bwsk_fx._calls import call_of, only_moves, require_recordable, set_grad_mode
 from bwsk_fx._intercept import intercepted
 from bwsk_fx._opaque import run_leaf
-from bwsk_fx._side_effects import STAYS_OUTSIDE, changes_itself
-from bwsk_fx._state_watch import OPAQUE, WRITES, PythonDraws, StateWatch
+from bwsk_fx._side_effects import CHANGES, NOT_REPEATED, STAYS_OUTSIDE, changes_itself
+from bwsk_fx._sizes import Sizes
+from bwsk_fx._source_lines import current_source, is_users
+from bwsk_fx._state_watch import WRITES, PythonDraws, StateWatch
 from bwsk_fx.errors import CaptureError
 
-_TORCH_ROOT = str(Path(torch.__file__).parent) + os.sep
-_OWN_ROOT = str(Path(__file__).parent) + os.sep
-_OPERATORS = {
-    "__getitem__": operator.getitem,
-    "__setitem__": operator.setitem,
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "__add__": operator.add,
-    "__sub__": operator.sub,
-    "__mul__": operator.mul,
-    "__truediv__": operator.truediv,
-    "matmul": operator.matmul,
-    "__matmul__": operator.matmul,
-    "neg": operator.neg,
-}
 _TENSOR_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
-_ARITHMETIC = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
 
 def default_is_leaf(module: nn.Module) -> bool:
@@ -50,53 +32,6 @@ def default_is_leaf(module: nn.Module) -> bool:
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     own = type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
     return own or not any(True for _ in module.children())
-
-
-def set_grad_mode(enabled: bool) -> bool:
-    """Switch gradients on or off, as a node of a graph, and return whether they were on before."""
-    before = torch.is_grad_enabled()
-    torch.set_grad_enabled(enabled)
-    return before
-
-
-fx.has_side_effect(set_grad_mode)
-
-
-def user_frame(trace: TracebackType | None) -> str | None:
-    """Name the innermost frame of a traceback that is neither PyTorch's nor the recorder's, if there is one."""
-    place = None
-    while trace is not None:
-        if _is_users(trace.tb_frame):
-            place = _describe(trace.tb_frame, trace.tb_lineno)
-        trace = trace.tb_next
-    return place
-
-
-def function_in(trace: TracebackType | None, place: str) -> str | None:
-    """Name PyTorch's outermost function in a file, or a folder, that a traceback goes through, if there is one."""
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        if code.co_filename.startswith(_TORCH_ROOT + place):
-            return code.co_name
-        trace = trace.tb_next
-    return None
-
-
-def _is_users(frame: FrameType) -> bool:
-    return not frame.f_code.co_filename.startswith((_TORCH_ROOT, _OWN_ROOT))
-
-
-def _describe(frame: FrameType, line: int) -> str:
-    filename = frame.f_code.co_filename
-    code = linecache.getline(filename, line).strip()
-    return f'File "{filename}", line {line}, in {frame.f_code.co_name}\n    {code}'
-
-
-def _current_source() -> str | None:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not _is_users(frame):
-        frame = frame.f_back
-    return None if frame is None else _describe(frame, frame.f_lineno)
 
 
 class Recorder(TorchFunctionMode):
@@ -112,9 +47,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
-        self.symbols: dict[sympy.Symbol, tuple[str, int]] = {}
-        self.conditions: list[sympy.Basic] = []
-        self._symbolic: dict[sympy.Symbol, torch.SymInt] = {}
+        self.sizes = Sizes(self.graph)
         self.uses_dtype = False  # of an activation, as the constant argument of a call: autocast decides it
         self._dtypes_read: set[torch.dtype] = set()
         self._paths = {module: path for path, module in model.named_modules()}
@@ -124,12 +57,12 @@ class Recorder(TorchFunctionMode):
         self._originals = originals
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Any] = list(tensors.values())
-        self._sizes: dict[sympy.Expr, fx.Node] = {}
         self._stack: dict[str, tuple[str, type]] = {}
         self._opaque = False
         self._state = StateWatch(tensors)
         self._draws = PythonDraws()
         self.saved_tensor_hooks: list[str | None] = []  # where the model's code puts some on
+        self.attributes_read: dict[tuple[str, str], None] = {}  # paths of modules and names
         self._untraceable = False
         self._hooks_tensors = False
         self._grad_at_start = torch.is_grad_enabled()
@@ -142,10 +75,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.placeholder(name)
         node.meta["val"] = fake.detach()
         self._remember(fake, node)
-        for dim, size in enumerate(fake.shape):
-            if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
-                self.symbols.setdefault(size.node.expr, (name, dim))
-                self._symbolic.setdefault(size.node.expr, size)
+        self.sizes.add_placeholder(name, fake)
         return fake
 
     def finish(self, output: Any) -> None:
@@ -154,11 +84,7 @@ class Recorder(TorchFunctionMode):
         self._follow_grad_mode(self._grad_at_start)
         result = self.graph.output(self._output(output))
         result.meta["val"] = None
-        self._drop_unused_sizes()
-        # An operator may have fixed a size on its own, take_along_dim for one: whatever reads it has that number.
-        for symbol, size in self._symbolic.items():
-            if size.node.expr.is_Integer:
-                self.conditions.append(sympy.Eq(symbol, size.node.expr))
+        self.sizes.finish()
 
     def open_modules(self, path: str = "") -> Iterator[tuple[str, nn.Module]]:
         """Yield the modules whose own Python code is recorded, with their paths: all above the leaves."""
@@ -179,8 +105,9 @@ class Recorder(TorchFunctionMode):
         return root
 
     def __enter__(self) -> Recorder:
+        self._thread = get_ident()
         self._intercepted = intercepted(
-            self._on_module, self._on_branch, lambda: self._opaque, self._on_hooks, self._on_untraceable
+            self._on_module, self._on_branch, self._on_read, self._anything_goes, self._on_hooks, self._on_untraceable
         )
         self._intercepted.__enter__()
         super().__enter__()
@@ -203,21 +130,21 @@ class Recorder(TorchFunctionMode):
             self._untraceable |= func is torch.autograd.grad
             with self._state.during(func, args, kwargs):
                 return func(*args, **kwargs)
-        if getattr(func, "__self__", None) is torch.Tensor.dtype and _is_users(sys._getframe(1)):
+        if getattr(func, "__self__", None) is torch.Tensor.dtype and is_users(sys._getframe(1)):
             self._note_dtype(args[0])
         self._require_no_draws()
-        _require_recordable(func)
+        require_recordable(func)
         with self._as_a_whole():
             with self._state.during(func, args, kwargs):
                 result = func(*args, **kwargs)
             writes = getattr(func, "__name__", "") == "__setitem__"
             yields = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result))
-            if (writes or yields) and not _only_moves(func, args, kwargs, result):
+            if (writes or yields) and not only_moves(func, args, kwargs, result):
                 self.uses_dtype |= any(
                     isinstance(leaf, torch.dtype) and leaf in self._dtypes_read
                     for leaf in pytree.tree_leaves((args, kwargs))
                 )
-                op, target, args = _call_of(func, args)
+                op, target, args = call_of(func, args)
                 self._add(op, target, args, kwargs, result)
         return result
 
@@ -237,11 +164,8 @@ class Recorder(TorchFunctionMode):
             self._dtypes_read.add(tensor.dtype)
 
     def _on_branch(self, expr: sympy.Basic, result: bool | int) -> None:
-        if self._opaque or not expr.free_symbols:
-            return
-        condition = (expr if result else sympy.Not(expr)) if isinstance(result, bool) else sympy.Eq(expr, result)
-        if condition not in self.conditions:
-            self.conditions.append(condition)
+        if not self._opaque:
+            self.sizes.note_branch(expr, result)
 
     def _on_module(self, original: Callable, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         path = self._paths.get(module)
@@ -258,17 +182,27 @@ class Recorder(TorchFunctionMode):
         self._hooks_tensors = False
         with self._as_a_whole():
             (result, opaque), changed = changes_itself(
-                module, lambda: run_leaf(original, module, path, self._originals, args, kwargs, self._hint)
+                module, lambda: run_leaf(original, module, path, self._originals, args, kwargs, self.sizes.symbolic)
             )
             if opaque:
                 self._state.note_buffers(path, module)
             node = self._add("call_module", path, args, kwargs, result, opaque)
-        if changed is not None or self._hooks_tensors:
-            node.meta[STAYS_OUTSIDE] = f"writes {changed}" if changed else "registers hooks on tensors"
+        if self._hooks_tensors:
+            node.meta[STAYS_OUTSIDE] = "registers hooks on tensors"
+        elif changed is not None:
+            node.meta.setdefault(STAYS_OUTSIDE, f"{CHANGES} {changed}")
         return result
 
+    def _on_read(self, module: nn.Module, name: str) -> None:
+        if not self._opaque and (path := self._paths.get(module)) is not None:
+            self.attributes_read[path, name] = None
+
+    def _anything_goes(self) -> bool:
+        """Whether what runs now is not recorded: the inside of a node, or another thread."""
+        return self._opaque or get_ident() != self._thread
+
     def _on_hooks(self) -> None:
-        self.saved_tensor_hooks.append(_current_source())
+        self.saved_tensor_hooks.append(current_source())
 
     def _on_untraceable(self) -> None:
         self._untraceable = True
@@ -309,14 +243,14 @@ class Recorder(TorchFunctionMode):
         if written := self._state.take():
             node.meta[WRITES] = written
         if opaque or self._untraceable or self._draws.happened():
-            node.meta[OPAQUE] = True
+            node.meta[STAYS_OUTSIDE] = NOT_REPEATED
         self._untraceable = False
         self._bind_result(node, result)
         return node
 
     def _create(self, op: str, target: Any, args: tuple, kwargs: dict[str, Any] | None = None) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {})
-        node.stack_trace = _current_source()
+        node.stack_trace = current_source()
         node.meta["nn_module_stack"] = self._stack
         return node
 
@@ -347,7 +281,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, torch.Tensor):
             return self._node_of(value)
         if isinstance(value, torch.SymInt):
-            return self._size(value.node.expr, value)
+            return self.sizes.argument(value.node.expr, value)
         if isinstance(value, (tuple, list)):
             items = [self._arguments(item) for item in value]
             if isinstance(value, torch.Size):  # takes no nodes
@@ -382,46 +316,6 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = tensor.detach()
         return node
 
-    # -- symbolic sizes -----------------------------------------------------------------------------------------
-
-    def _size(self, expr: sympy.Expr, value: torch.SymInt | int) -> Any:
-        """Return a node (or a plain number) that computes `expr` from the placeholders' sizes."""
-        if expr.is_Integer:
-            return int(expr)
-        if expr not in self._sizes:
-            node = self._size_node(expr)
-            node.meta["val"] = value
-            self._sizes[expr] = node
-        return self._sizes[expr]
-
-    def _size_node(self, expr: sympy.Expr) -> fx.Node:
-        if expr in self.symbols:
-            name, dim = self.symbols[expr]
-            source = next(node for node in self.graph.find_nodes(op="placeholder") if node.target == name)
-            return self.graph.call_method("size", (source, dim))
-        parts = [self._size(part, self._hint(part)) for part in expr.args]
-        if expr.func in _ARITHMETIC:
-            node = parts[0]
-            for part in parts[1:]:
-                node = self.graph.call_function(_ARITHMETIC[expr.func], (node, part))
-                node.meta["val"] = self._hint(expr)
-            return node
-        if expr.func.__name__ == "FloorDiv":
-            return self.graph.call_function(operator.floordiv, tuple(parts))
-        raise CaptureError(f"a size is computed from the batch size in a way that cannot be recorded: {expr}")
-
-    def _hint(self, expr: sympy.Expr) -> Any:
-        if expr.is_Integer:
-            return int(expr)
-        name, _ = next(iter(self.symbols.values()))
-        node = next(node for node in self.graph.find_nodes(op="placeholder") if node.target == name)
-        return node.meta["val"].fake_mode.shape_env.create_symintnode(expr, hint=None)
-
-    def _drop_unused_sizes(self) -> None:
-        for node in reversed(list(self._sizes.values())):
-            if not node.users:
-                self.graph.erase_node(node)
-
     # -- outputs ------------------------------------------------------------------------------------------------
 
     def _output(self, value: Any) -> Any:
@@ -443,45 +337,6 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = None
         node.meta["nn_module_stack"] = {}
         return node
-
-
-def _only_moves(func: Callable, args: tuple, kwargs: dict[str, Any], result: Any) -> bool:
-    """Whether a call is `tensor.to(device)` that changes nothing; recording it would pin the graph to a device."""
-    target = (*args[1:], *kwargs.values())
-    to_device = func is torch.Tensor.to and all(isinstance(item, (torch.device, str, bool)) for item in target)
-    return to_device and result is args[0]
-
-
-def _require_recordable(func: Callable) -> None:
-    name = getattr(func, "__name__", "")
-    if name == "__set__" and func.__self__ is torch.Tensor.data:  # type: ignore[attr-defined]
-        raise CaptureError("a tensor's .data is set, which is not recorded; write into it with copy_ under no_grad")
-    if name == "_pack_padded_sequence":
-        raise CaptureError(
-            "the sizes of packed sequences depend on data; give the recurrent module padded tensors and mask its result"
-        )
-    if func is torch.autograd.grad:
-        raise CaptureError(
-            "torch.autograd.grad is called in the forward pass, which would differentiate through regions; call it in "
-            "a module without children, or let is_leaf name the module"
-        )
-
-
-def _call_of(func: Callable, args: tuple) -> tuple[str, Any, tuple]:
-    """Name a torch function the way people write it: operator, method, attribute or function."""
-    name = getattr(func, "__name__", "")
-    if name == "__get__":
-        return "call_function", getattr, (args[0], func.__self__.__name__)  # type: ignore[attr-defined]
-    # These two go by the names of what they wrap, in a module that has no such function.
-    if func is torch.Tensor.__pow__:
-        return "call_function", operator.pow, args
-    if func is torch.Tensor.__ipow__:
-        return "call_method", "pow_", args
-    if getattr(torch.Tensor, name, None) is not func:
-        return "call_function", func, args
-    if name in _OPERATORS and len(args) == (1 if name == "neg" else 3 if name == "__setitem__" else 2):
-        return "call_function", _OPERATORS[name], args
-    return "call_method", name, args
 
 
 def _graft(root: nn.Module, source: nn.Module, path: str) -> None:

@@ -18,8 +18,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from bwsk_fx import _torch_private as private
 from bwsk_fx._state_watch import version_of
 
-# Key in `node.meta` of a leaf that no region can hold: what is done once in a step would be done when it is planned.
+# Key in `node.meta` of what no region can hold, with the reason: what is done once in a step would be done when the
+# region is planned, or not be done as it was recorded.
 STAYS_OUTSIDE = "stays_outside"
+CHANGES = "changes"
+NOT_REPEATED = "does what a trace would not repeat"
 _OWN = frozenset(vars(nn.Module()))
 _PLAIN = (bool, int, float, complex, str, bytes)
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from bwsk_fx import _torch_private as private
 
 WRITES = "writes"
-OPAQUE = "opaque"
 # Norms write running statistics without a new version of the tensors: their places; the switch's place and name.
 _NORMS: Mapping[Any, tuple[tuple[int, ...], int, str, bool]] = {
     functional.batch_norm: ((1, 2), 5, "training", False),
@@ -112,5 +111,5 @@ def _python_states() -> Hashable:
 
 
 def _numpy_random() -> Any:
-    """Return `numpy.random` where somebody has imported it."""
-    return sys.modules.get("numpy.random")
+    """Return `numpy.random` where somebody has imported NumPy, which imports that part when it is first read."""
+    return getattr(sys.modules.get("numpy"), "random", None)

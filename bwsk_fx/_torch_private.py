@@ -12,10 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+# Recording and tracing put functions of their own into PyTorch's classes and tables. Two threads that do so at once
+# would take them off in the wrong order, and leave one there for good.
+ONE_AT_A_TIME = RLock()
 
 
 def inductor_partitioner() -> type:
@@ -104,7 +109,7 @@ def trace_joint(
     from torch._functorch import config
     from torch._functorch.aot_autograd import aot_export_joint_simple
 
-    with config.patch(backward_pass_autocast="off"), _native_resampling():
+    with ONE_AT_A_TIME, config.patch(backward_pass_autocast="off"), _native_resampling():
         return aot_export_joint_simple(  # type: ignore[return-value]
             function, tuple(inputs), trace_joint=True, decompositions=dict(decompositions or {})
         )
@@ -114,7 +119,8 @@ def trace_joint(
 def _native_resampling() -> Iterator[None]:
     """Let operators that resample images run by their C++ code, as they do in eager execution.
 
-    PyTorch has Python code for them, of other operators and with other last bits, which tracing prefers.
+    PyTorch has Python code for them, of other operators and with other last bits, which tracing prefers. Its tables
+    are the process's.
     """
     from torch._C import DispatchKey
 

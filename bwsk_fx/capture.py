@@ -17,9 +17,11 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from bwsk_fx import _torch_private as private
+from bwsk_fx._attributes import ReadAttributes
 from bwsk_fx._hooks import lost_hook, without_hooks
-from bwsk_fx._recorder import Recorder, default_is_leaf, function_in, user_frame
+from bwsk_fx._recorder import Recorder, default_is_leaf
 from bwsk_fx._side_effects import emptied_caches, kept_attributes
+from bwsk_fx._source_lines import function_in, user_frame
 from bwsk_fx._state_watch import kept_python_states
 from bwsk_fx.arguments import require_examples, require_model, require_not_applied
 from bwsk_fx.errors import CaptureError, first_line
@@ -59,13 +61,23 @@ def capture(
         CaptureError: The model branches on data, fails on the inputs, or returns something that is not made of
             tensors; the message names the source line.
     """
+    return captured(model, example_inputs, is_leaf=is_leaf)[0]
+
+
+def captured(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    is_leaf: Callable[[nn.Module], bool] = default_is_leaf,
+) -> tuple[fx.GraphModule, ReadAttributes]:
+    """Do what `capture` does, and return which attributes of modules are constants of the graph as well."""
     require_model(model, CaptureError)
     require_not_applied(model)
     if not callable(is_leaf):
         raise CaptureError(f"is_leaf is a {type(is_leaf).__name__}: expected a function that takes a module")
     _require_whole_parameters(model)
     inputs = _without_single_batch(_bind(model, example_inputs))
-    graph_module, guard = _record(model, inputs, is_leaf)
+    graph_module, guard, attributes = _record(model, inputs, is_leaf)
     _warn_of_hooks(model, graph_module)
     guard = GraphGuard(
         guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
@@ -75,7 +87,7 @@ def capture(
         guard.open_modules,
     )
     before_each_call(graph_module, guard)
-    return graph_module
+    return graph_module, attributes
 
 
 @dataclass(frozen=True)
@@ -177,7 +189,7 @@ def flat_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
 
 def _record(
     model: nn.Module, inputs: Mapping[str, Any], is_leaf: Callable[[nn.Module], bool]
-) -> tuple[fx.GraphModule, GraphGuard]:
+) -> tuple[fx.GraphModule, GraphGuard, ReadAttributes]:
     """Run `model` once on fakes; the random state and the model's own tensors stay as they are."""
     mode = private.fake_mode()
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
@@ -197,12 +209,15 @@ def _record(
     ):
         arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}
         _run(model, recorder, arguments)
+        attributes = ReadAttributes.of(model, recorder.attributes_read)
     graph_module = _assemble(model, recorder)
     graph_module.meta[_HOOKS] = recorder.saved_tensor_hooks
     autocast = autocast_state() if recorder.uses_dtype else None
-    symbols = tuple(recorder.symbols.items())
+    symbols = tuple(recorder.sizes.symbols.items())
     open_paths = tuple(path for path, _ in open_modules if path)
-    return graph_module, GraphGuard(model.training, autocast, tuple(recorder.conditions), symbols, open_paths)
+    guard = GraphGuard(model.training, autocast, tuple(recorder.sizes.conditions), symbols, open_paths)
+    # Those that the run itself has changed, caches for example, are as they were again.
+    return graph_module, guard, attributes.still()
 
 
 def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> None:
@@ -326,7 +341,7 @@ def _depends_on_mode(
     modes = {module: module.training for module in model.modules()}
     model.train(not model.training)
     try:
-        other, _ = _record(model, inputs, is_leaf)
+        other, *_ = _record(model, inputs, is_leaf)
     except CaptureError:
         return True
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from typing import Any, TypeVar, Unpack
 import torch
 from torch import fx, nn
 
+from bwsk_fx._attributes import ReadAttributes
 from bwsk_fx._hooks import is_hooked
 from bwsk_fx._inside import require_gathered, require_no_fsdp1, unseen_by_hooks
 from bwsk_fx.arguments import APPLIED, require_model
-from bwsk_fx.capture import autocast_state, capture, flat_arguments
+from bwsk_fx.capture import autocast_state, captured, flat_arguments
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
 from bwsk_fx.passes.fuse_regions import fuse_regions
@@ -48,7 +50,9 @@ class Applied:
     original: type[nn.Module]
     graph: fx.GraphModule | None = None
     rewritten: fx.GraphModule | None = None
-    _graphs: dict[Hashable, tuple[fx.GraphModule, fx.GraphModule]] = field(default_factory=dict, repr=False)
+    _graphs: dict[Hashable, tuple[fx.GraphModule, fx.GraphModule, ReadAttributes]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Applied:
         # The copy of a model captures itself anew: these graphs hold the modules of the first.
@@ -67,24 +71,38 @@ class Applied:
         # Bound, so that the first parameter may have any name.
         inputs = flat_arguments(inspect.signature(self.original.forward.__get__(model)), args, kwargs)
         key = _key(model, inputs)
-        if key not in self._graphs:
+        if not self._is_captured(model, key):
             with unseen_by_hooks():
                 self._graphs[key] = self._rewrite(model, inputs)
-        self.graph, self.rewritten = self._graphs[key]
+        self.graph, self.rewritten, _ = self._graphs[key]
         self.rewritten.training = model.training
         # What `load_state_dict(assign=True)` or a conversion has put in place of the captured ones.
         self.rewritten._parameters.update(model._parameters)
         self.rewritten._buffers.update(model._buffers)
         return self.rewritten(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
 
-    def _rewrite(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _is_captured(self, model: nn.Module, key: Hashable) -> bool:
+        if key not in self._graphs:
+            return False
+        changed = self._graphs[key][2].changed()
+        if changed is not None:
+            warnings.warn(
+                f"attribute '{changed}' of this {type(model).__name__} has changed since the model was captured, and "
+                "Python code reads it: the model is captured and planned anew; make what changes often a buffer",
+                stacklevel=4,
+            )
+        return changed is None
+
+    def _rewrite(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[fx.GraphModule, fx.GraphModule, ReadAttributes]:
         require_no_fsdp1(model)
         with _as_it_was(model, self.original):
-            graph = capture(model, inputs)
+            graph, attributes = captured(model, inputs)
         type_nodes(graph)
         if self.mode == "analyzed":
-            return graph, graph
-        return graph, fuse_regions(graph, granularity=self.granularity, **asdict(self.plan))
+            return graph, graph, attributes
+        return graph, fuse_regions(graph, granularity=self.granularity, **asdict(self.plan)), attributes
 
 
 def apply(

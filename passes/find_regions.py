@@ -14,8 +14,8 @@ from torch import fx, nn
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx._hooks import hooked_inside
-from bwsk_fx._side_effects import STAYS_OUTSIDE
-from bwsk_fx._state_watch import OPAQUE, WRITES
+from bwsk_fx._side_effects import CHANGES, STAYS_OUTSIDE
+from bwsk_fx._state_watch import WRITES
 from bwsk_fx.blocks import block_of
 from bwsk_fx.errors import PlanError
 from bwsk_fx.inplace import is_read_again, written_operand
@@ -164,7 +164,7 @@ def _norms(graph_module: fx.GraphModule, own: Mapping[str, torch.Tensor]) -> fro
     """Return the calls of batch norms whose running statistics no other node reads or writes."""
     users: dict[int, set[fx.Node]] = {}
     for node in graph_module.graph.nodes:
-        for name in _state_of(node, graph_module):
+        for name in filter(own.__contains__, _state_of(node, graph_module)):
             users.setdefault(id(own[name]), set()).add(node)
     norms = (
         (node, graph_module.get_submodule(str(node.target))) for node in graph_module.graph.find_nodes(op="call_module")
@@ -177,7 +177,7 @@ def _norms(graph_module: fx.GraphModule, own: Mapping[str, torch.Tensor]) -> fro
 
 
 def _state_of(node: fx.Node, graph_module: fx.GraphModule) -> Iterator[str]:
-    """Yield the names of the parameters and buffers that a node reads or writes."""
+    """Yield the names of the tensors of a graph module that a node reads or writes."""
     yield from node.meta.get(WRITES, ())
     if node.op == "call_module":
         yield from (f"{node.target}.{name}" for name in tensors_of(graph_module.get_submodule(str(node.target))))
@@ -217,8 +217,9 @@ def _can_join(node: fx.Node, state: _State) -> bool:
         return False
     if node.op == "call_module" and not _can_run_again(state.graph_module.get_submodule(str(node.target))):
         return False
-    stays_outside = STAYS_OUTSIDE in node.meta and node not in state.norms
-    return OPAQUE not in node.meta and not stays_outside and not state.is_touched_by(node)
+    reason = node.meta.get(STAYS_OUTSIDE)
+    # A region writes a norm's statistics for it, and does nothing else that a norm may have been given to do.
+    return (reason is None or (node in state.norms and reason.startswith(CHANGES))) and not state.is_touched_by(node)
 
 
 def _draws_by_itself(module: nn.Module) -> bool:

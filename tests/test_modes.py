@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import warnings
 from unittest.mock import patch
 
 import pytest
@@ -27,7 +28,7 @@ def make_vit(make_vit):
 @pytest.fixture
 def captures():
     """Count how often a model is captured."""
-    with patch.object(modes, "capture", wraps=modes.capture) as spy:
+    with patch.object(modes, "captured", wraps=modes.captured) as spy:
         yield spy
 
 
@@ -462,3 +463,36 @@ def test_a_reversible_language_model_generates(make_gpt2, train_step):
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "use_cache": True}
     found, expected = (one.eval().generate(tokens, **settings) for one in (model, twin))
     assert found.shape == (2, 9) and torch.equal(found, expected)
+
+
+class Tempered(nn.Module):
+    """A model whose Python code reads a number, reads another only to count, and keeps what it made in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.temperature, self.calls, self.scale = 1.0, 0, None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.ones(4)
+        return self.second((self.first(x) / self.temperature).tanh() * self.scale).sin()
+
+
+def test_an_attribute_that_python_code_reads_is_looked_at_in_every_step(captures):
+    model = Tempered()
+    twin, x = copy.deepcopy(model), torch.randn(3, 4)
+    apply(model, faith="exact")
+    for temperature, count in ((1.0, 1), (2.0, 2), (2.0, 2), (1.0, 3)):
+        model.temperature = twin.temperature = temperature
+        model.calls += 1  # nobody reads it
+        before = captures.call_count
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert torch.equal(model(x), twin(x))
+        with torch.no_grad():
+            model(x)
+        assert captures.call_count == count
+        assert ["'temperature' of this Tempered has changed" in str(each.message) for each in caught] == [
+            True for _ in range(count - max(before, 1))
+        ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -342,3 +344,43 @@ def test_branches_on_the_batch_size_are_guarded(forward, allowed, refused, condi
     assert torch.equal(graph(torch.ones(allowed, 4)), model(torch.ones(allowed, 4)))
     with pytest.raises(CaptureError, match=rf"requires .*{condition}.*dimension 0 of 'x', now {refused}"):
         graph(torch.ones(refused, 4))
+
+
+class Waiting(nn.Module):
+    """Tells in its forward pass that it has come that far, and waits a while for something else."""
+
+    def __init__(self, inside: threading.Event, other: threading.Event) -> None:
+        super().__init__()
+        self.inside, self.other, self.inner = inside, other, nn.Linear(2, 2)
+
+    def forward(self, x):
+        self.inside.set()
+        self.other.wait(timeout=0.5)
+        return self.inner(x)
+
+
+def test_two_threads_that_capture_leave_the_classes_of_pytorch_as_they_were():
+    owners = [(nn.Module, "__call__"), (nn.Module, "__getattribute__"), (torch.SymInt, "__int__")]
+    before = [vars(owner).get(name) for owner, name in owners]
+    first, second, done = threading.Event(), threading.Event(), threading.Event()
+    nodes = []
+
+    def work(model, after, finished):
+        after.wait()
+        nodes.append(len(bwsk_fx.capture(model, torch.ones(3, 2)).graph.nodes))
+        finished.set()
+
+    start = threading.Event()
+    start.set()
+    # The second starts when the first is inside, and would leave after it.
+    jobs = [(Waiting(first, second), start, done), (Waiting(second, done), first, threading.Event())]
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = [vars(owner).get(name) for owner, name in owners]
+    for (owner, name), value in zip(owners, before, strict=True):
+        if value is not None:
+            setattr(owner, name, value)
+    assert nodes == [3, 3] and after == before
