@@ -20,7 +20,7 @@ _RECORDED = "transformers.utils.output_capturing"
 def is_hooked(module: nn.Module) -> bool:
     """Whether a module itself carries hooks that run around its calls."""
     held = vars(module)
-    return any(held[name] and any(map(_counts, held[name].values())) for name in HOOKS)
+    return any(_counts(hook) for name in HOOKS if held[name] for hook in held[name].values())
 
 
 def hooked_inside(module: nn.Module) -> bool:
