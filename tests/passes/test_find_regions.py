@@ -120,6 +120,15 @@ def test_only_a_batch_norm_that_counts_stays_outside_in_train_mode(granularity, 
     assert all((REGION in node.meta) == (not training or momentum is not None) for node in norms)
 
 
+def test_a_batch_norm_whose_forward_method_was_replaced_stays_outside_in_train_mode():
+    model = Net()
+    norm = model.blocks[0][1]
+    norm.forward = norm.forward
+    graph = _assigned(model, torch.randn(4, 8))
+    norms = [node for node in graph.graph.nodes if str(node.target).rpartition(".")[2] == "1"]
+    assert [REGION in node.meta for node in norms] == [False, True]
+
+
 def test_batch_norm_without_statistics_may_be_inside():
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Tanh())
     assert [len(nodes) for nodes in _regions(_assigned(model, torch.randn(4, 8))).values()] == [3]
