@@ -13,8 +13,8 @@ _NAMES = ("running_mean", "running_var", "num_batches_tracked")
 def updates_statistics(module: nn.Module) -> bool:
     """Whether a module is a batch norm whose new running statistics are functions of the old ones and its input.
 
-    Subclasses and replaced forward methods may do anything else, and a norm without `momentum` reads a count as a Python
-    number.
+    Subclasses and replaced forward methods may do anything else, and a norm without `momentum` reads a count as a
+    Python number.
     """
     if type(module) not in _KINDS or "forward" in vars(module) or not module.training:
         return False
