@@ -41,7 +41,6 @@ def intercepted(
         on_untraceable: Called when what runs as a whole does something that a trace of it would not repeat.
     """
     with (
-        private.ONE_AT_A_TIME,
         _modules(on_module),
         _branches(on_branch),
         _attributes(on_read),

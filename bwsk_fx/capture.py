@@ -71,6 +71,13 @@ def captured(
     is_leaf: Callable[[nn.Module], bool] = default_is_leaf,
 ) -> tuple[fx.GraphModule, ReadAttributes]:
     """Do what `capture` does, and return which attributes of modules are constants of the graph as well."""
+    with private.ONE_AT_A_TIME:
+        return _captured(model, example_inputs, is_leaf)
+
+
+def _captured(
+    model: nn.Module, example_inputs: ExampleInputs, is_leaf: Callable[[nn.Module], bool]
+) -> tuple[fx.GraphModule, ReadAttributes]:
     require_model(model, CaptureError)
     require_not_applied(model)
     if not callable(is_leaf):
@@ -240,7 +247,7 @@ def _warn_of_hooks(model: nn.Module, graph_module: fx.GraphModule) -> None:
             f"{type(model).__name__} uses torch.utils.checkpoint or other hooks on saved tensors, which the captured "
             f"graph does without: plans decide on what is recomputed; switch them off "
             f"(gradient_checkpointing_disable() in transformers) to silence this. First at {places[0]}",
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
@@ -265,7 +272,7 @@ def _warn_of_numbers(path: str, module: nn.Module, before: Mapping[str, float]) 
             warnings.warn(
                 f"{type(module).__name__}.forward changes the number '{f'{path}.{name}'.lstrip('.')}' from {value} to "
                 f"{now[name]}, which a graph does in no later step; make it a buffer and change that in place",
-                stacklevel=5,
+                stacklevel=7,
             )
 
 

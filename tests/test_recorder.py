@@ -359,6 +359,7 @@ class Waiting(nn.Module):
         return self.inner(x)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.11"), reason="capturing in a second thread ends the process there")
 def test_two_threads_that_capture_leave_the_classes_of_pytorch_as_they_were():
     owners = [(nn.Module, "__call__"), (nn.Module, "__getattribute__"), (torch.SymInt, "__int__")]
     before = [vars(owner).get(name) for owner, name in owners]
