@@ -593,3 +593,10 @@ def _seen_inside(module: nn.Module, outer: nn.Module) -> list[bool]:
     module.forward = lambda x: [seen.append(private.is_managed_by_fsdp1(module)), forward(x)][1]
     outer(torch.ones(1, 2)).sum().backward()
     return seen
+
+
+def test_effects_announced():
+    found = []
+    with private.effects_announced(found.append):
+        torch.linalg.inv(torch.eye(2))
+    assert found == ["aten::_linalg_check_errors"]

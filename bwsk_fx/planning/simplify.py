@@ -1,7 +1,8 @@
 """Three rewritings of a joint graph before it is planned, bit for bit the same.
 
-`compute_marked_views` lets conjugates and negatives be computed where PyTorch would only mark them. `drop_no_ops` takes out calls that change nothing, since each costs a launch and a value. `read_less` makes backward
-operators that use little of a tensor read just that little: a shape, or one bit per element.
+`compute_marked_views` lets conjugates and negatives be computed where PyTorch would only mark them. `drop_no_ops` takes
+out calls that change nothing, since each costs a launch and a value. `read_less` makes backward operators that use
+little of a tensor read just that little: a shape, or one bit per element.
 """
 
 from __future__ import annotations
