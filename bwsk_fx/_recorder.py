@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx._calls import call_of, only_moves, require_recordable, set_grad_mode
 from bwsk_fx._intercept import intercepted
 from bwsk_fx._opaque import run_leaf
@@ -24,13 +25,14 @@ from bwsk_fx._source_lines import current_source, is_users
 from bwsk_fx._state_watch import WRITES, PythonDraws, StateWatch
 from bwsk_fx.errors import CaptureError
 
+_SQUEEZES = frozenset({"squeeze", "squeeze_"})
 _TENSOR_HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
 
 
 def default_is_leaf(module: nn.Module) -> bool:
     """Whether `module` is recorded whole: one of `torch.nn`'s own operators, or a module without children."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    own = type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
+    own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, containers)
     return own or not any(True for _ in module.children())
 
 
@@ -59,12 +61,14 @@ class Recorder(TorchFunctionMode):
         self._alive: list[Any] = list(tensors.values())
         self._stack: dict[str, tuple[str, type]] = {}
         self._opaque = False
+        self._taking: dict[nn.Module, str] = {}  # leaves that are called with modules
         self._state = StateWatch(tensors)
         self._draws = PythonDraws()
         self.saved_tensor_hooks: list[str | None] = []  # where the model's code puts some on
         self.attributes_read: dict[tuple[str, str], None] = {}  # paths of modules and names
         self._untraceable = False
         self._hooks_tensors = False
+        self._effect: str | None = None  # an operator that the call in progress has run for what it does
         self._grad_at_start = torch.is_grad_enabled()
         self._grad_switch: fx.Node | None = None
 
@@ -91,7 +95,7 @@ class Recorder(TorchFunctionMode):
         module = self._root.get_submodule(path)
         yield path, module
         for name, child in module.named_children():
-            if not self._is_leaf(child):
+            if not self._is_leaf(child) or child in self._taking:
                 yield from self.open_modules(f"{path}.{name}".lstrip("."))
 
     def constants_root(self) -> nn.Module:
@@ -106,10 +110,14 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         self._thread = get_ident()
-        self._intercepted = intercepted(
-            self._on_module, self._on_branch, self._on_read, self._anything_goes, self._on_hooks, self._on_untraceable
+        self._intercepted = ExitStack()
+        self._intercepted.enter_context(
+            intercepted(
+                *(self._on_module, self._on_branch, self._on_read),
+                *(self._anything_goes, self._on_hooks, self._on_untraceable),
+            )
         )
-        self._intercepted.__enter__()
+        self._intercepted.enter_context(private.effects_announced(self._on_effect))
         super().__enter__()
         return self
 
@@ -126,6 +134,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in _TENSOR_HOOKS:
             self._require_no_hook(func.__name__)
+        if getattr(func, "__name__", "") in _SQUEEZES:
+            self.sizes.note_squeeze(*args, **kwargs)
         if self._opaque:
             self._untraceable |= func is torch.autograd.grad
             with self._state.during(func, args, kwargs):
@@ -173,9 +183,16 @@ class Recorder(TorchFunctionMode):
         if path is None or self._opaque:
             return original(module, *args, **kwargs)
         with self._entered(path, module):
-            if module is self._root or not self._is_leaf(module):
+            if module is self._root or not self._is_leaf(module) or self._opened(path, module, args, kwargs):
                 return original(module, *args, **kwargs)
             return self._leaf(original, module, path, args, kwargs)
+
+    def _opened(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether a leaf is called with other modules, as DoRA's are: a node takes none, so its code is recorded."""
+        takes = any(isinstance(leaf, nn.Module) for leaf in pytree.tree_leaves((args, kwargs)))
+        if takes and module not in self._taking:
+            self._taking[module] = path
+        return takes
 
     def _leaf(self, original: Callable, module: nn.Module, path: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._require_no_draws()
@@ -206,6 +223,9 @@ class Recorder(TorchFunctionMode):
 
     def _on_untraceable(self) -> None:
         self._untraceable = True
+
+    def _on_effect(self, operator: str) -> None:
+        self._effect = operator
 
     def _require_no_draws(self) -> None:
         if self._draws.happened():
@@ -244,7 +264,9 @@ class Recorder(TorchFunctionMode):
             node.meta[WRITES] = written
         if opaque or self._untraceable or self._draws.happened():
             node.meta[STAYS_OUTSIDE] = NOT_REPEATED
-        self._untraceable = False
+        if self._effect is not None:
+            node.meta[STAYS_OUTSIDE] = f"runs {self._effect}, which has an effect and no result"
+        self._untraceable, self._effect = False, None
         self._bind_result(node, result)
         return node
 

@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from bwsk_fx.errors import CaptureError
 
@@ -41,9 +42,19 @@ class Sizes:
 
     def note_branch(self, expr: sympy.Basic, result: bool | int) -> None:
         """Make what Python code took for a plain value a condition of the graph."""
-        if not expr.free_symbols:
-            return
-        condition = (expr if result else sympy.Not(expr)) if isinstance(result, bool) else sympy.Eq(expr, result)
+        if expr.free_symbols:
+            self._require((expr if result else sympy.Not(expr)) if isinstance(result, bool) else sympy.Eq(expr, result))
+
+    def note_squeeze(self, operand: Any, *dims: Any, **named: Any) -> None:
+        """Note whether sizes were one, on which it depends how many dimensions the result has."""
+        picked = pytree.tree_leaves((dims, [value for name, value in named.items() if name == "dim"]))
+        for dim in picked or range(operand.dim()):
+            size = operand.shape[dim] if isinstance(dim, int) and -operand.dim() <= dim < operand.dim() else None
+            if isinstance(size, torch.SymInt) and size.node.expr.free_symbols <= {*self.symbols}:
+                expr = size.node.expr
+                self._require(sympy.Eq(expr, 1) if size == 1 else sympy.Ne(expr, 1))
+
+    def _require(self, condition: sympy.Basic) -> None:
         if condition not in self.conditions:
             self.conditions.append(condition)
 

@@ -63,6 +63,27 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
     return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
 
 
+_EFFECTS = frozenset({"aten::_linalg_check_errors", "aten::_print"})
+
+
+@contextmanager
+def effects_announced(on_effect: Callable[[str], None]) -> Iterator[None]:
+    """Call `on_effect` with the name of each operator that runs for its side effect, which tracing wraps.
+
+    Linear solvers raise on singular matrices by such an operator.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Announcing(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+            if func.name() in _EFFECTS:
+                on_effect(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Announcing():
+        yield
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor has sizes and a dtype, and no numbers."""
     from torch._subclasses.fake_tensor import FakeTensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,16 +83,10 @@ def _captured(
     if not callable(is_leaf):
         raise CaptureError(f"is_leaf is a {type(is_leaf).__name__}: expected a function that takes a module")
     _require_whole_parameters(model)
-    inputs = _without_single_batch(_bind(model, example_inputs))
-    graph_module, guard, attributes = _record(model, inputs, is_leaf)
+    inputs, graph_module, guard, attributes = _record_any_batch(model, _bind(model, example_inputs), is_leaf)
     _warn_of_hooks(model, graph_module)
-    guard = GraphGuard(
-        guard.training if _depends_on_mode(model, inputs, is_leaf, graph_module) else None,
-        guard.autocast,
-        guard.conditions,
-        guard.symbols,
-        guard.open_modules,
-    )
+    if not _depends_on_mode(model, inputs, is_leaf, graph_module):
+        guard = replace(guard, training=None)
     before_each_call(graph_module, guard)
     return graph_module, attributes
 
@@ -109,6 +103,7 @@ class GraphGuard:
         symbols: Batch symbol to (placeholder name, dimension).
         open_modules: Paths of the modules whose Python code was recorded: nothing calls them, so that hooks on them
             would not run.
+        ones: Inputs whose first size was one beside larger ones, which only that size broadcasts like.
     """
 
     training: bool | None
@@ -116,6 +111,7 @@ class GraphGuard:
     conditions: tuple[Any, ...]
     symbols: tuple[tuple[Any, tuple[str, int]], ...]
     open_modules: tuple[str, ...]
+    ones: tuple[str, ...] = ()
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Raise `CaptureError` where the captured control flow does not hold, or a hook would not run."""
@@ -134,23 +130,38 @@ class GraphGuard:
                 f"{_in_words(autocast_state())}: the model's Python code casts to the dtype of an activation, "
                 "which autocast decides; capture it again inside the autocast block that it runs in"
             )
-        if self.conditions:
-            self._check_conditions(module, args, kwargs)
-
-    def _check_conditions(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         names = [node.target for node in module.graph.find_nodes(op="placeholder")]  # type: ignore[union-attr, operator]
-        bound = dict(zip(names, args, strict=False)) | kwargs
-        sizes = {symbol: bound[name].shape[dim] for symbol, (name, dim) in self.symbols}
+        if broken := self.broken(dict(zip(names, args, strict=False)) | kwargs):
+            raise CaptureError(f"{broken}; capture it again with inputs of this size")
+
+    def broken(self, inputs: Mapping[str, Any]) -> str | None:
+        """Say which condition on sizes some inputs do not fulfil; None where the graph holds for them."""
+        for name in self.ones:
+            if name in inputs and inputs[name].shape[0] != 1:
+                return (
+                    f"the captured graph requires the first size of '{name}' to be 1, where it is now "
+                    f"{inputs[name].shape[0]}"
+                )
+        if not self.conditions:
+            return None
+        sizes = {symbol: inputs[name].shape[dim] for symbol, (name, dim) in self.symbols}
         for condition in self.conditions:
             if condition.subs(sizes) == False:  # noqa: E712 (a sympy truth value)
                 found = ", ".join(
                     f"{symbol} is dimension {dim} of '{name}', now {sizes[symbol]}"
                     for symbol, (name, dim) in self.symbols
                 )
-                raise CaptureError(
-                    f"the captured graph requires {condition}, where {found}: the model's Python code branches on "
-                    "this size; capture it again with inputs of this size"
+                return (
+                    f"the captured graph requires {condition}, where {found}: the model's code, or an operator such as "
+                    "squeeze, branches on this size"
                 )
+        return None
+
+
+def holds_for(graph_module: fx.GraphModule, inputs: Mapping[str, Any]) -> bool:
+    """Whether a captured graph, or what passes made of it, is right for inputs of these sizes."""
+    guards = (hook for hook in graph_module._forward_pre_hooks.values() if isinstance(hook, GraphGuard))
+    return all(guard.broken(inputs) is None for guard in guards)
 
 
 def _present(module: nn.Module, paths: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -194,6 +205,22 @@ def flat_arguments(signature: inspect.Signature, args: Sequence[Any], kwargs: Ma
     return flat
 
 
+def _record_any_batch(
+    model: nn.Module, inputs: dict[str, Any], is_leaf: Callable[[nn.Module], bool]
+) -> tuple[dict[str, Any], fx.GraphModule, GraphGuard, ReadAttributes]:
+    """Record `model`, for a batch of one alone where it does something else with that; the inputs used come first."""
+    several = _without_single_batch(inputs)
+    try:
+        graph_module, guard, attributes = _record(model, several, is_leaf)
+    except CaptureError:
+        if several is inputs:
+            raise
+    else:
+        if several is inputs or guard.broken(inputs) is None:
+            return several, graph_module, guard, attributes
+    return inputs, *_record(model, inputs, is_leaf)
+
+
 def _record(
     model: nn.Module, inputs: Mapping[str, Any], is_leaf: Callable[[nn.Module], bool]
 ) -> tuple[fx.GraphModule, GraphGuard, ReadAttributes]:
@@ -201,9 +228,7 @@ def _record(
     mode = private.fake_mode()
     fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in _own_tensors(model).items()}
     recorder = Recorder(model, fakes, tensors_of(model), is_leaf)
-    open_modules = tuple(recorder.open_modules())
-    if lost := lost_hook(open_modules):
-        raise CaptureError(f"cannot capture {type(model).__name__}: {lost}, {_HOOK_ADVICE}")
+    _require_no_lost_hook(model, recorder)
     with (
         kept_attributes(model),
         emptied_caches(model),
@@ -217,19 +242,35 @@ def _record(
         arguments = {name: _placeholder(recorder, mode, name, value) for name, value in inputs.items()}
         _run(model, recorder, arguments)
         attributes = ReadAttributes.of(model, recorder.attributes_read)
+    # Once more: leaves that are called with modules have turned out to be open.
+    open_modules = _require_no_lost_hook(model, recorder)
     graph_module = _assemble(model, recorder)
     graph_module.meta[_HOOKS] = recorder.saved_tensor_hooks
     autocast = autocast_state() if recorder.uses_dtype else None
     symbols = tuple(recorder.sizes.symbols.items())
     open_paths = tuple(path for path, _ in open_modules if path)
-    guard = GraphGuard(model.training, autocast, tuple(recorder.sizes.conditions), symbols, open_paths)
+    ones = tuple(name for name, value in inputs.items() if _first_size(value) == 1)
+    guard = GraphGuard(model.training, autocast, tuple(recorder.sizes.conditions), symbols, open_paths, ones)
     # Those that the run itself has changed, caches for example, are as they were again.
     return graph_module, guard, attributes.still()
 
 
+def _require_no_lost_hook(model: nn.Module, recorder: Recorder) -> tuple[tuple[str, nn.Module], ...]:
+    """Return the modules whose code is recorded, none of which carries a hook."""
+    open_modules = tuple(recorder.open_modules())
+    if lost := lost_hook(open_modules):
+        raise CaptureError(f"cannot capture {type(model).__name__}: {lost}, {_HOOK_ADVICE}")
+    return open_modules
+
+
+def _first_size(value: Any) -> int | None:
+    return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else None
+
+
 def _run(model: nn.Module, recorder: Recorder, arguments: dict[str, Any]) -> None:
-    buffers = {name: module._buffers.copy() for name, module in recorder.open_modules()}
-    numbers = {name: _numbers(module) for name, module in recorder.open_modules()}
+    # Of all modules: which of the leaves are recorded call by call shows when they are called.
+    buffers = {name: module._buffers.copy() for name, module in model.named_modules(remove_duplicate=False)}
+    numbers = {name: _numbers(module) for name, module in model.named_modules(remove_duplicate=False)}
     try:
         with recorder:
             output = model(**arguments)
@@ -292,13 +333,9 @@ def _require_whole_parameters(model: nn.Module) -> None:
 
 def _without_single_batch(inputs: dict[str, Any]) -> dict[str, Any]:
     """Double inputs whose batch is one, which operators would broadcast: the symbol stands for any size anyway."""
-    batches = {value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()}
-    if batches != {1}:
+    if {*map(_first_size, inputs.values())} - {None} != {1}:
         return inputs
-    return {
-        name: torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() else value
-        for name, value in inputs.items()
-    }
+    return {name: value if _first_size(value) is None else torch.cat([value, value]) for name, value in inputs.items()}
 
 
 def _placeholder(recorder: Recorder, mode: Any, name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeAlias, TypeVar, Unpack
 
 import torch
 from torch import fx, nn
@@ -18,7 +18,7 @@ from bwsk_fx._attributes import ReadAttributes
 from bwsk_fx._hooks import is_hooked
 from bwsk_fx._inside import require_gathered, require_no_fsdp1, unseen_by_hooks
 from bwsk_fx.arguments import APPLIED, require_model
-from bwsk_fx.capture import autocast_state, captured, flat_arguments
+from bwsk_fx.capture import autocast_state, captured, flat_arguments, holds_for
 from bwsk_fx.errors import CaptureError, RegionError
 from bwsk_fx.passes.find_regions import FindRegions
 from bwsk_fx.passes.fuse_regions import fuse_regions
@@ -29,6 +29,8 @@ from bwsk_fx.signature import HOOKS
 MODES = ("conventional", "analyzed", "reversible")
 _STATE = "_bwsk_applied"
 Model = TypeVar("Model", bound=nn.Module)
+# The captured graph, what it has become, and which attributes of modules are constants of it.
+_Known: TypeAlias = tuple[fx.GraphModule, fx.GraphModule, ReadAttributes]
 
 
 @dataclass
@@ -50,9 +52,7 @@ class Applied:
     original: type[nn.Module]
     graph: fx.GraphModule | None = None
     rewritten: fx.GraphModule | None = None
-    _graphs: dict[Hashable, tuple[fx.GraphModule, fx.GraphModule, ReadAttributes]] = field(
-        default_factory=dict, repr=False
-    )
+    _graphs: dict[Hashable, list[_Known]] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Applied:
         # The copy of a model captures itself anew: these graphs hold the modules of the first.
@@ -70,32 +70,32 @@ class Applied:
         require_gathered(model)
         # Bound, so that the first parameter may have any name.
         inputs = flat_arguments(inspect.signature(self.original.forward.__get__(model)), args, kwargs)
-        key = _key(model, inputs)
-        if not self._is_captured(model, key):
-            with unseen_by_hooks():
-                self._graphs[key] = self._rewrite(model, inputs)
-        self.graph, self.rewritten, _ = self._graphs[key]
+        self.graph, self.rewritten, _ = self._graphs_for(model, inputs)
         self.rewritten.training = model.training
         # What `load_state_dict(assign=True)` or a conversion has put in place of the captured ones.
         self.rewritten._parameters.update(model._parameters)
         self.rewritten._buffers.update(model._buffers)
         return self.rewritten(**{name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
 
-    def _is_captured(self, model: nn.Module, key: Hashable) -> bool:
-        if key not in self._graphs:
-            return False
-        changed = self._graphs[key][2].changed()
-        if changed is not None:
+    def _graphs_for(self, model: nn.Module, inputs: dict[str, Any]) -> _Known:
+        """Return the captured graph and what it has become, captured now where no earlier one holds."""
+        known = self._graphs.setdefault(_key(model, inputs), [])
+        found = next((each for each in known if holds_for(each[0], inputs)), None)
+        if found is not None and (changed := found[2].changed()) is not None:
             warnings.warn(
                 f"attribute '{changed}' of this {type(model).__name__} has changed since the model was captured, and "
                 "Python code reads it: the model is captured and planned anew; make what changes often a buffer",
                 stacklevel=4,
             )
-        return changed is None
+            known.remove(found)
+            found = None
+        if found is None:
+            with unseen_by_hooks():
+                found = self._rewrite(model, inputs)
+            known.append(found)
+        return found
 
-    def _rewrite(
-        self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[fx.GraphModule, fx.GraphModule, ReadAttributes]:
+    def _rewrite(self, model: nn.Module, inputs: dict[str, Any]) -> _Known:
         require_no_fsdp1(model)
         with _as_it_was(model, self.original):
             graph, attributes = captured(model, inputs)
@@ -231,18 +231,26 @@ def _as_it_was(model: nn.Module, original: type[nn.Module]) -> Iterator[None]:
 
 
 def _key(model: nn.Module, inputs: dict[str, Any]) -> Hashable:
-    """Tell models and kinds of input apart: submodules, their modes and hooks, everything but the batch size.
+    """Tell models and kinds of input apart: submodules, their modes, hooks and tensors, everything but the batch size.
 
-    Of the batch size only equality counts.
+    Of the batch size only equality counts, and a one among larger ones, which capture does not take for a batch.
     """
-    sizes: dict[int, int] = {}
+    firsts = {value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim()}
+    sizes = {1: 1 if firsts == {1} else 0}
     # Those with hooks of their own stay outside of regions; hooks of the model run around its graph.
     modules = tuple(
-        (id(module), module.training, module is not model and is_hooked(module)) for module in model.modules()
+        (id(module), module.training, module is not model and is_hooked(module), *_tensor_kinds(module))
+        for module in model.modules()
     )
     kinds = tuple((name, _kind(name, value, sizes)) for name, value in inputs.items())
     # A model's own code may read dtypes, which autocast decides.
     return modules, autocast_state(), kinds
+
+
+def _tensor_kinds(module: nn.Module) -> Iterator[Hashable]:
+    """Yield sizes and dtypes of a module's own tensors, which Python code reads: embeddings may be resized."""
+    for tensors in (module._parameters, module._buffers):
+        yield from (None if tensor is None else (tensor.shape, tensor.dtype) for tensor in tensors.values())
 
 
 def _kind(name: str, value: Any, sizes: dict[int, int]) -> Hashable:

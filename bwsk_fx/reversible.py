@@ -18,7 +18,7 @@ from bwsk_fx._side_effects import emptied_caches
 from bwsk_fx.errors import RegionError
 from bwsk_fx.planning.options import PlanOptions
 from bwsk_fx.planning.plan import Plan
-from bwsk_fx.planning.program import Program
+from bwsk_fx.planning.program import Program, in_memory
 from bwsk_fx.planning.prospect import Prospect, survey
 from bwsk_fx.rules.inverse_linear import is_well_conditioned
 from bwsk_fx.signature import Settings, frozen, structure_of
@@ -99,6 +99,7 @@ class ReversibleRegion(nn.Module):
             RegionError: A `torch.func` transform is active, or a module of the region carries hooks.
             PlanError: The region cannot be planned for these inputs.
         """
+        args = tuple(in_memory(arg) if isinstance(arg, Tensor) else arg for arg in args)
         inputs = self._inputs(args)
         if not (torch.is_grad_enabled() and any(primal.requires_grad for primal in inputs.primals)):
             return self.subgraph(*args)

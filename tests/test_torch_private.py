@@ -84,6 +84,14 @@ def test_the_pattern_finds_private_symbols():
 
 
 @check
+def effects_announced():
+    found = []
+    with private.effects_announced(found.append):
+        torch.linalg.inv(torch.eye(2))
+    assert found == ["aten::_linalg_check_errors"]
+
+
+@check
 def swapped_parameters():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     model[1].weight = model[0].weight

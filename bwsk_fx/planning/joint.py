@@ -15,7 +15,7 @@ from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.constants import make_numbers
 from bwsk_fx.planning.gradients import fuse_gradients
-from bwsk_fx.planning.simplify import drop_no_ops, read_less
+from bwsk_fx.planning.simplify import compute_marked_views, drop_no_ops, read_less
 from bwsk_fx.planning.sizes import as_number
 from bwsk_fx.planning.views import base_of
 
@@ -113,6 +113,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
     """
     make_numbers(joint)
     fuse_gradients(joint)
+    compute_marked_views(joint.graph)
     drop_no_ops(joint.graph)
     graph = _merge_equal_calls(joint.graph)
     read_less(graph)

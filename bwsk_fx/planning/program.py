@@ -14,6 +14,11 @@ from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.plan import Plan
 
 
+def in_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor whose memory holds its numbers: graphs are traced without marks to conjugate or to negate."""
+    return tensor.resolve_conj().resolve_neg()
+
+
 @dataclass(frozen=True)
 class Layout:
     """Sizes, strides, dtype and device with which a gradient enters a backward module."""
@@ -30,6 +35,7 @@ class Layout:
 
     def applied_to(self, gradient: Tensor | None) -> Tensor:
         """Lay a gradient out as the backward module was traced, whose views depend on it; none is zero."""
+        gradient = None if gradient is None else in_memory(gradient)
         if gradient is not None and gradient.stride() == self.strides:
             return gradient
         result = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)

@@ -1,7 +1,8 @@
-"""Two rewritings of a joint graph before it is planned, bit for bit the same.
+"""Three rewritings of a joint graph before it is planned, bit for bit the same.
 
-`drop_no_ops` takes out calls that change nothing, since each costs a launch and a value. `read_less` makes backward
-operators that use little of a tensor read just that little: a shape, or one bit per element.
+`compute_marked_views` lets conjugates and negatives be computed where PyTorch would only mark them. `drop_no_ops` takes
+out calls that change nothing, since each costs a launch and a value. `read_less` makes backward operators that use
+little of a tensor read just that little: a shape, or one bit per element.
 """
 
 from __future__ import annotations
@@ -51,6 +52,23 @@ _UNREAD_IN_TRAINING: Mapping[Any, tuple[Callable[[fx.Node], Any], tuple[int, ...
 }
 # Whose kernels are known to read no more than that.
 _DEVICES = ("cpu", "cuda")
+
+
+# Views that PyTorch marks, for later kernels to conjugate or to negate, and what computes the same numbers.
+_MARKED: Mapping[Any, Any] = {
+    aten._conj.default: aten._conj_physical.default,
+    aten._neg_view.default: aten.neg.default,
+}
+
+
+def compute_marked_views(graph: fx.Graph) -> None:
+    """Compute conjugates and negatives that are views with a mark.
+
+    Tracing loses the marks of some views of them, and takes no heed of those of inputs; `view_as_real` and others need
+    numbers in memory.
+    """
+    for node in graph.nodes:
+        node.target = _MARKED.get(node.target, node.target) if node.op == "call_function" else node.target
 
 
 def drop_no_ops(graph: fx.Graph) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import bwsk_fx
 from bwsk_fx.errors import CaptureError
-from bwsk_fx.modes import apply
+from bwsk_fx.modes import applied, apply
 
 
 class Layers(nn.Module):
@@ -26,8 +26,11 @@ class Layers(nn.Module):
 @pytest.mark.parametrize("normalized", [True, False])
 def test_branches_on_configuration_and_shapes_are_recorded(x, assert_as_eager, normalized):
     model = assert_as_eager(lambda: Layers(normalized), x, plans=[("exact", 0.0)])
+    two = x[:2].double().requires_grad_()
     with pytest.raises(CaptureError, match=r"requires s\d+ > 2, where s\d+ is dimension 0 of 'x', now 2"):
-        model(x[:2].double().requires_grad_())
+        applied(model).graph(two)
+    # In a mode, the model is captured anew for the other branch.
+    assert torch.equal(model(two), Layers.forward(model, two))
 
 
 class Branches(nn.Module):

@@ -1,5 +1,7 @@
 """Parametrized weights: gradients and the buffers of power iterations are those of eager execution."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ WRAPS = {
     "spectral_norm": parametrizations.spectral_norm,
     "spectral_norm, by a hook": spectral_norm,
     "orthogonal": parametrizations.orthogonal,
+    "orthogonal, which solves equations": partial(parametrizations.orthogonal, orthogonal_map="cayley"),
     "own": _skew,
 }
 
