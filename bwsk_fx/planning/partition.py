@@ -65,10 +65,14 @@ def partition(joint: JointGraph, hypergraph: Hypergraph, solution: Solution, *, 
     backward = writer.write()
     forward = _write_forward(joint, solution.kept)
     fill_in_values([*forward.nodes, *backward.nodes])
-    own = {primal.name for primal in joint.static_primals}
-    peaks = [peak_bytes(graph, [node for node in graph.nodes if node.name in own]) for graph in (forward, backward)]
+    peaks = (_peak(forward, joint.static_primals), _peak(backward, joint.at_hand))
     modules = _module(forward, "RegionForward"), _module(backward, "RegionBackward")
     return Partition(*modules, writer.static_indices(), *peaks)
+
+
+def _peak(graph: fx.Graph, own: Iterable[fx.Node]) -> int:
+    names = {primal.name for primal in own}
+    return peak_bytes(graph, [node for node in graph.nodes if node.name in names])
 
 
 def _module(graph: fx.Graph, name: str) -> fx.GraphModule:
@@ -84,7 +88,10 @@ def _write_forward(joint: JointGraph, kept: Sequence[fx.Node]) -> fx.Graph:
     for node in joint.graph.nodes:
         if node in joint.primals or (node in wanted and node.op == "call_function"):
             at[node] = graph.node_copy(node, at.__getitem__)
-    saved = tuple(_own_storage(graph, node, at[node], kept) for node in kept)
+    saved = tuple(
+        graph.call_function(aten.clone.default, (at[node],)) if is_kept_as_copy(joint, node, kept) else at[node]
+        for node in kept
+    )
     returned = [at[output] if isinstance(output, fx.Node) else output for output in joint.forward_outputs]
     graph.output((_distinct(graph, returned), saved))
     bind_sizes(graph, symbols_of(graph.find_nodes(op="placeholder")))
@@ -102,14 +109,13 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _own_storage(graph: fx.Graph, node: fx.Node, copied: fx.Node, kept: Sequence[fx.Node]) -> fx.Node:
-    return graph.call_function(aten.clone.default, (copied,)) if is_kept_as_copy(node, kept) else copied
+def is_kept_as_copy(joint: JointGraph, node: fx.Node, kept: Sequence[fx.Node]) -> bool:
+    """Whether a kept value needs memory of its own.
 
-
-def is_kept_as_copy(node: fx.Node, kept: Sequence[fx.Node]) -> bool:
-    """Whether a kept value is a view of something of which not all is kept, which it would keep alive."""
+    What it is a view of may be about to change, or not all of it is kept, and it would keep it alive.
+    """
     base = base_of(node)
-    return nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
+    return base in joint.rewritten or nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
 
 
 def _distinct(graph: fx.Graph, outputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -137,7 +143,7 @@ class _BackwardWriter:
             self._views.setdefault(view.head, []).append(view)
         # Numbers come behind tensors.
         self._static = sorted(
-            (index for index, primal in enumerate(joint.primals) if primal in joint.static_primals),
+            (index for index, primal in enumerate(joint.primals) if primal in joint.at_hand),
             key=lambda index: is_symbolic(joint.primals[index].meta.get("val")),
         )
         self._take_inputs(solution.kept)
@@ -173,7 +179,7 @@ class _BackwardWriter:
 
     def _lay_out_copies(self, kept: Sequence[fx.Node]) -> None:
         for node in kept:
-            if is_kept_as_copy(node, kept) and not node.meta["val"].is_contiguous():
+            if is_kept_as_copy(self._joint, node, kept) and not node.meta["val"].is_contiguous():
                 copied = self._graph.call_function(laid_out, (self._at[node], node.meta["val"].stride()))
                 copied.meta = dict(node.meta)
                 self._at[node] = copied
