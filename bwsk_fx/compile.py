@@ -239,17 +239,17 @@ def _sizes_last(program: Program, given: list[Any]) -> list[Any]:
 
 
 def _write_out_constants(joint: fx.GraphModule) -> None:
-    """Replace tensors that the graph holds by calls that make them, as long as they have one element."""
+    """Replace tensors that the graph holds by calls that make them, as long as they have at most one element."""
     for node in joint.graph.find_nodes(op="get_attr"):
         value = node.meta["val"]
         held = getattr(joint, str(node.target))
-        if held.numel() != 1:
+        if held.numel() > 1:
             raise PlanError(
                 f"the graph holds a constant tensor of sizes {tuple(held.shape)} ({node.target}): register it as a "
                 "buffer of the model, so that it is an input"
             )
         with private.without_fake_mode():
-            number = held.item()
+            number = held.item() if held.numel() else 0
         with joint.graph.inserting_before(node):
             layout = {"dtype": value.dtype, "device": value.device}
             made = joint.graph.call_function(aten.full.default, (list(value.shape), number), layout)

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
 from bwsk_fx.planning.kernels import fill_in_values
 from bwsk_fx.planning.liveness import peak_bytes
 from bwsk_fx.planning.simplify import forget_state_updates
-from bwsk_fx.planning.sizes import bind_sizes, is_symbolic, symbols_of
+from bwsk_fx.planning.sizes import bind_sizes, is_symbolic, symbolic_numbers_of, symbols_of
 from bwsk_fx.planning.solve import Solution
 from bwsk_fx.planning.views import base_of
 from bwsk_fx.rules.inverse import laid_out
@@ -118,6 +119,13 @@ def is_kept_as_copy(joint: JointGraph, node: fx.Node, kept: Sequence[fx.Node]) -
     return base in joint.rewritten or nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
 
 
+def _symbols_in_sizes(graph: fx.Graph) -> set[Any]:
+    """Return the symbols in the recorded sizes and strides of tensors."""
+    tensors = (node for node in graph.nodes if not is_symbolic(node.meta.get("val")))
+    numbers = (number for node in tensors for number in symbolic_numbers_of(node))
+    return {symbol for number in numbers for symbol in private.symbols_in(number)}
+
+
 def _distinct(graph: fx.Graph, outputs: Sequence[Any]) -> tuple[Any, ...]:
     """Give every output a tensor object of its own: autograd tells the outputs of a Function apart by it."""
     seen: set[fx.Node] = set()
@@ -185,9 +193,11 @@ class _BackwardWriter:
                 self._at[node] = copied
 
     def _drop_unread_static(self) -> None:
+        sizes = _symbols_in_sizes(self._graph)
         for index in list(self._static):
             taken = self._at[self._joint.primals[index]]
-            if not taken.users:
+            # Whoever checks the layouts of a run has to know the symbols in them.
+            if not taken.users and not symbols_of([taken]).keys() & sizes:
                 self._static.remove(index)
                 self._graph.erase_node(taken)
 

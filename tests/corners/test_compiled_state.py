@@ -1,4 +1,4 @@
-"""Under torch.compile, the backward pass sees the buffers that the forward pass saw, whatever has changed them since."""
+"""Under torch.compile, the backward pass sees the buffers that the forward pass saw, whatever changed them since."""
 
 import copy
 import math
@@ -157,6 +157,41 @@ def test_each_of_two_passes_sees_its_own_buffers(name, x):
     model = double(MODELS[name])
     for budget in (0.0, math.inf):
         assert_close(twice(compiled(model, budget=budget), x.double()), twice(copy.deepcopy(model), x.double()))
+
+
+def changes_arguments(h: Tensor, cache: Tensor, weight: Tensor) -> Tensor:
+    """Writes into one argument that has a gradient, and into one that has none."""
+    found = (h.clone() * cache.clone() @ weight).exp()
+    h.mul_(2.0)
+    cache[1:] += found.detach()[1:]
+    return (found * h.clone() * cache.clone()).tanh()
+
+
+@pytest.mark.parametrize("budget", [0.0, math.inf])
+def test_arguments_that_change_are_seen_as_they_were(x, budget):
+    def gradients(function) -> list[Tensor]:
+        leaves = [x.double().requires_grad_(), x.double().cos().requires_grad_()]
+        h, cache = leaves[0] * 1.0, torch.ones(4, 4, dtype=torch.float64)
+        loss = sum((function(h, cache, leaves[1]) / 4).square().sum() for _ in range(2)) + h.sum()
+        return [*torch.autograd.grad(loss, leaves), h.detach(), cache]
+
+    options = {"compiler": "eager", "faith": "exact", "budget": budget}
+    run = torch.compile(changes_arguments, backend="bwsk_fx", options=options, fullgraph=True)
+    for found, expected in zip(gradients(run), gradients(changes_arguments), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+class BrokenAtNorm(Stateful):
+    def middle(self, x):
+        return self.norm((self.last(x) - self.norm.running_mean).sin().cos())
+
+
+def test_a_change_in_a_later_graph_is_an_error(x):
+    model = double(BrokenAtNorm)
+    model.norm.forward = torch.compiler.disable(model.norm.forward)
+    model.compile(backend="bwsk_fx", options={"compiler": "eager", "budget": math.inf})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(x.double()).sum().backward()
 
 
 def test_what_changes_is_kept_as_a_copy_and_what_stays_is_not_kept(x):
