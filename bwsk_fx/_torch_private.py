@@ -430,6 +430,11 @@ def _whole(desc: Any) -> Any:
     return desc
 
 
+def place_in_dynamos_graph(placeholder: fx.Node) -> int | None:
+    """Return which input of Dynamo's graph a placeholder of a joint graph is; None if it is no whole one."""
+    return getattr(placeholder.meta.get("desc"), "idx", None)
+
+
 def runs_in_backward(node: fx.Node) -> bool:
     """Whether AOTAutograd traced a node of a joint graph in the backward pass, whatever it depends on."""
     return node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")

@@ -95,10 +95,25 @@ class _Compilation:
         static_lifetime_input_indices: Sequence[int] | None = None,
         **__: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        program, writes = _planned(joint, num_fwd_outputs, static_lifetime_input_indices or (), self._options)
+        static = static_lifetime_input_indices or ()
+        program, writes = _planned(joint, num_fwd_outputs, static, self._options, self._statistics(joint))
         self._program = program
         add_report(CompileReport(self._graph, self._options, program.plan, program.forward, program.backward))
         return _flat_forward(program, writes), _flat_backward(program)
+
+    def _statistics(self, joint: fx.GraphModule) -> list[int]:
+        """Return the places of floating-point buffers: a batch norm in another graph may change them, unseen.
+
+        PyTorch's batch norm does not count up the version of its running statistics, by which autograd would tell.
+        """
+        sources = [private.dynamo_source(node) for node in self._graph.graph.find_nodes(op="placeholder")]
+        found = []
+        for place, node in enumerate(joint.graph.find_nodes(op="placeholder")):
+            index = None if _is_tangent(node) else private.place_in_dynamos_graph(node)
+            value = node.meta["val"]
+            if index is not None and isinstance(value, Tensor) and value.is_floating_point():
+                found += [place] * ("_buffers[" in sources[index])
+        return found
 
     def _forward(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         return self._compiled(module, "forward pass")
@@ -167,12 +182,15 @@ class Partitioner(_InductorPartitioner):
 
 
 def _planned(
-    joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions
+    joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions, unsure: Sequence[int] = ()
 ) -> tuple[Program, Writes]:
-    """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has."""
+    """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has.
+
+    Inputs that are `unsure` may be others by the time of the backward pass, although the graph does not change them.
+    """
     with sizes_in_arguments():
         writes = take_writes(joint, outputs)
-        prospect = _prospect(joint, outputs + len(writes.copied), static, writes.rewritten, options)
+        prospect = _prospect(joint, outputs + len(writes.copied), static, sorted({*writes.rewritten, *unsure}), options)
         return _chosen(prospect, options), writes
 
 
@@ -198,6 +216,10 @@ def _chosen(prospect: Prospect, options: PlanOptions) -> Program:
         return prospect.within_budget()
     (index,) = choose([prospect.candidates], options, 0)
     return prospect.candidates[index]
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return "tangents" in str(node.target)
 
 
 def _placeholder_values(module: fx.GraphModule) -> list[Any]:

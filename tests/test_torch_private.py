@@ -511,6 +511,13 @@ def mutated_inputs() -> None:
         private.mutated_inputs(joint)
 
 
+@check
+def place_in_dynamos_graph() -> None:
+    joint = _joint_of(lambda x, y: x * y, torch.ones(2, requires_grad=True), torch.ones(2))
+    places = [private.place_in_dynamos_graph(node) for node in joint.graph.find_nodes(op="placeholder")]
+    assert places == [0, 1, None]
+
+
 class _CountsBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, count):
