@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 # Recording and tracing put functions of their own into PyTorch's classes and tables. Two threads that do so at once
 # would take them off in the wrong order, and leave one there for good.
@@ -432,6 +433,38 @@ def compile_joint(
     )
     with config.patch(backward_pass_autocast="off"):
         return compiler(graph, inputs)
+
+
+def mutated_inputs(joint: fx.GraphModule) -> list[int]:
+    """Return the places of the inputs of AOTAutograd's joint graph that get one of its outputs as their new value.
+
+    A tensor subclass is several inputs, all of which count. Raises LookupError, with its name, where one is not found.
+    """
+    from torch._functorch._aot_autograd import descriptors
+
+    written = [_whole(desc) for desc in pytree.tree_leaves(joint.graph.output_node().meta["desc"])]
+    names = {desc.mutated_input for desc in written if isinstance(desc, descriptors.InputMutationAOTOutput)}
+    inputs = [_whole(node.meta["desc"]) for node in joint.graph.find_nodes(op="placeholder")]
+    if missing := names.difference(inputs):
+        raise LookupError(", ".join(sorted(name.expr() for name in missing)))
+    return [place for place, desc in enumerate(inputs) if desc in names]
+
+
+def _whole(desc: Any) -> Any:
+    """Return what AOTAutograd calls the tensor of whose subclass an input or output is a part."""
+    while type(desc).__name__.startswith("Subclass"):
+        desc = desc.base
+    return desc
+
+
+def place_in_dynamos_graph(placeholder: fx.Node) -> int | None:
+    """Return which input of Dynamo's graph a placeholder of a joint graph is; None if it is no whole one."""
+    return getattr(placeholder.meta.get("desc"), "idx", None)
+
+
+def runs_in_backward(node: fx.Node) -> bool:
+    """Whether AOTAutograd traced a node of a joint graph in the backward pass, whatever it depends on."""
+    return node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
 
 
 def retraced(module: fx.GraphModule) -> fx.GraphModule:

@@ -29,6 +29,7 @@ from bwsk_fx.planning.program import Program
 from bwsk_fx.planning.prospect import Prospect
 from bwsk_fx.planning.sizes import inline_sizes, is_symbolic, sizes_in_arguments
 from bwsk_fx.planning.trace import Traced, decompositions_on
+from bwsk_fx.planning.writes import Writes, take_writes
 
 __all__ = ["CompileReport", "Partitioner", "backend", "last_report", "reports"]
 
@@ -94,9 +95,25 @@ class _Compilation:
         static_lifetime_input_indices: Sequence[int] | None = None,
         **__: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        self._program = program = _planned(joint, num_fwd_outputs, static_lifetime_input_indices or (), self._options)
+        static = static_lifetime_input_indices or ()
+        program, writes = _planned(joint, num_fwd_outputs, static, self._options, self._statistics(joint))
+        self._program = program
         add_report(CompileReport(self._graph, self._options, program.plan, program.forward, program.backward))
-        return _flat_forward(program), _flat_backward(program)
+        return _flat_forward(program, writes), _flat_backward(program)
+
+    def _statistics(self, joint: fx.GraphModule) -> list[int]:
+        """Return the places of floating-point buffers: a batch norm in another graph may change them, unseen.
+
+        PyTorch's batch norm does not count up the version of its running statistics, by which autograd would tell.
+        """
+        sources = [private.dynamo_source(node) for node in self._graph.graph.find_nodes(op="placeholder")]
+        found = []
+        for place, node in enumerate(joint.graph.find_nodes(op="placeholder")):
+            index = None if _is_tangent(node) else private.place_in_dynamos_graph(node)
+            value = node.meta["val"]
+            if index is not None and isinstance(value, Tensor) and value.is_floating_point():
+                found += [place] * ("_buffers[" in sources[index])
+        return found
 
     def _forward(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         return self._compiled(module, "forward pass")
@@ -152,9 +169,9 @@ class Partitioner(_InductorPartitioner):
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Partition a joint graph; called by Inductor."""
         static = kwargs.get("static_lifetime_input_indices") or ()
-        program = _planned(gm, kwargs["num_fwd_outputs"], static, self.options)
+        program, writes = _planned(gm, kwargs["num_fwd_outputs"], static, self.options)
         add_report(CompileReport(gm, self.options, program.plan, program.forward, program.backward))
-        return private.retraced(_flat_forward(program)), private.retraced(_flat_backward(program))
+        return private.retraced(_flat_forward(program, writes)), private.retraced(_flat_backward(program))
 
     def uuid(self) -> str:
         """Return what tells this partitioner from any other."""
@@ -164,19 +181,28 @@ class Partitioner(_InductorPartitioner):
         return hashlib.sha256(contents + plan + str(self.options).encode()).hexdigest()
 
 
-def _planned(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Program:
-    """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has."""
+def _planned(
+    joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions, unsure: Sequence[int] = ()
+) -> tuple[Program, Writes]:
+    """Plan a joint graph of AOTAutograd's, given how many outputs and which parameters and buffers it has.
+
+    Inputs that are `unsure` may be others by the time of the backward pass, although the graph does not change them.
+    """
     with sizes_in_arguments():
-        return _chosen(_prospect(joint, outputs, static, options), options)
+        writes = take_writes(joint, outputs)
+        prospect = _prospect(joint, outputs + len(writes.copied), static, sorted({*writes.rewritten, *unsure}), options)
+        return _chosen(prospect, options), writes
 
 
-def _prospect(joint: fx.GraphModule, outputs: int, static: Sequence[int], options: PlanOptions) -> Prospect:
+def _prospect(
+    joint: fx.GraphModule, outputs: int, static: Sequence[int], rewritten: Sequence[int], options: PlanOptions
+) -> Prospect:
     inline_sizes(joint.graph)
     _write_out_constants(joint)
     name_modules(joint.graph)
     wrap_outputs(joint.graph, outputs)
     sizes = [place for place, value in enumerate(_placeholder_values(joint)) if is_symbolic(value)]
-    read = read_joint(joint, outputs, [*static, *sizes])
+    read = read_joint(joint, outputs, [*static, *sizes], rewritten)
     device = next(node.meta["val"].device for node in read.primals if isinstance(node.meta["val"], Tensor))
     traced = Traced(read, (True,) * len(read.tangents))
     return Prospect("of the compiled graph", options, traced, cost_model(device, options.costs))
@@ -192,18 +218,23 @@ def _chosen(prospect: Prospect, options: PlanOptions) -> Program:
     return prospect.candidates[index]
 
 
+def _is_tangent(node: fx.Node) -> bool:
+    return "tangents" in str(node.target)
+
+
 def _placeholder_values(module: fx.GraphModule) -> list[Any]:
     return [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
 
 
-def _flat_forward(program: Program) -> fx.GraphModule:
+def _flat_forward(program: Program, writes: Writes) -> fx.GraphModule:
     """Return the forward half as AOTAutograd wants it: outputs, what the backward pass reads, and sizes at the end."""
     graph = fx.Graph()
     at: dict[fx.Node, fx.Node] = {}
     copied: Any = graph.graph_copy(program.forward.graph, at)
     outputs, kept = copied
     primals = graph.find_nodes(op="placeholder")
-    graph.output((*outputs, *kept, *(primals[index] for index in program.static)))
+    returned = writes.append(graph, primals, outputs)
+    graph.output((*returned, *kept, *(primals[index] for index in program.static)))
     return fx.GraphModule(nn.Module(), graph, class_name="CompiledForward")
 
 
@@ -230,17 +261,17 @@ def _sizes_last(program: Program, given: list[Any]) -> list[Any]:
 
 
 def _write_out_constants(joint: fx.GraphModule) -> None:
-    """Replace tensors that the graph holds by calls that make them, as long as they have one element."""
+    """Replace tensors that the graph holds by calls that make them, as long as they have at most one element."""
     for node in joint.graph.find_nodes(op="get_attr"):
         value = node.meta["val"]
         held = getattr(joint, str(node.target))
-        if held.numel() != 1:
+        if held.numel() > 1:
             raise PlanError(
                 f"the graph holds a constant tensor of sizes {tuple(held.shape)} ({node.target}): register it as a "
                 "buffer of the model, so that it is an input"
             )
         with private.without_fake_mode():
-            number = held.item()
+            number = held.item() if held.numel() else 0
         with joint.graph.inserting_before(node):
             layout = {"dtype": value.dtype, "device": value.device}
             made = joint.graph.call_function(aten.full.default, (list(value.shape), number), layout)

@@ -12,7 +12,7 @@ from torch import fx
 from bwsk_fx import _torch_private as private
 from bwsk_fx.calm import analyze_calm
 from bwsk_fx.dynamo_graphs import as_captured
-from bwsk_fx.errors import PlanError, RuleError
+from bwsk_fx.errors import BwskError, PlanError
 from bwsk_fx.passes.type_nodes import type_nodes
 from bwsk_fx.planning.kernels import fake_mode_of
 from bwsk_fx.planning.options import PlanOptions
@@ -50,6 +50,7 @@ class CompileReport:
 
         Raises:
             RuleError: A rule failed.
+            PassError: The graph calls a function of its own, as autograd Functions become.
         """
         captured = as_captured(self.graph)
         # The graph may be on its way through the compiler.
@@ -103,7 +104,7 @@ def _labels(report: CompileReport) -> str:
     """One line per operator on dynamic tensors: label, node, module, reason."""
     try:
         typed = report.typed
-    except RuleError as error:
+    except BwskError as error:
         # A trace must not keep a model from being compiled.
         return str(error)
     lines = []

@@ -481,6 +481,70 @@ def boxed() -> None:
     assert private.boxed(lambda given: given)._boxed_call
 
 
+def _joint_of(function, *inputs: torch.Tensor) -> fx.GraphModule:
+    """Return the joint graph that `compile_joint` partitions."""
+    from torch._functorch.partitioners import default_partition
+
+    seen: list[fx.GraphModule] = []
+
+    def partition(joint, joint_inputs, **options):
+        seen.append(copy.deepcopy(joint))
+        return default_partition(joint, joint_inputs, num_fwd_outputs=options["num_fwd_outputs"])
+
+    def backend(graph, inputs):
+        run = lambda module, _: private.boxed(lambda given: module(*given))  # noqa: E731
+        halves = {"partition": partition, "forward": run, "backward": run, "inference": run}
+        return private.compile_joint(graph, inputs, **halves, decompositions={})
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=backend)(*inputs)
+    return seen[0]
+
+
+@check
+def mutated_inputs() -> None:
+    def function(x: torch.Tensor, count: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        y = x * count.clone() * kept
+        count.add_(1.0)
+        return y
+
+    inputs = torch.ones(2, requires_grad=True), torch.ones(2), torch.ones(2)
+    joint = _joint_of(function, *inputs)
+    (place,) = private.mutated_inputs(joint)
+    assert torch.equal(inputs[1], torch.full((2,), 2.0))
+    placeholder = joint.graph.find_nodes(op="placeholder")[place]
+    assert [user.target for user in placeholder.users].count(torch.ops.aten.add.Tensor) == 1
+    placeholder.meta["desc"] = None
+    with pytest.raises(LookupError, match="args"):
+        private.mutated_inputs(joint)
+
+
+@check
+def place_in_dynamos_graph() -> None:
+    joint = _joint_of(lambda x, y: x * y, torch.ones(2, requires_grad=True), torch.ones(2))
+    places = [private.place_in_dynamos_graph(node) for node in joint.graph.find_nodes(op="placeholder")]
+    assert places == [0, 1, None]
+
+
+class _CountsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, count):
+        ctx.count = count
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.count.add_(1.0)
+        return gradient, None
+
+
+@check
+def runs_in_backward() -> None:
+    joint = _joint_of(_CountsBackward.apply, torch.ones(2, requires_grad=True), torch.ones(2))
+    late = [node.target for node in joint.graph.nodes if private.runs_in_backward(node)]
+    assert torch.ops.aten.copy_.default in late and torch.ops.aten.sin.default not in late
+
+
 @check
 def inductor_partitioner() -> None:
     seen: list[str] = []

@@ -13,6 +13,7 @@ from torch import fx
 from bwsk_fx.planning.cost import CostModel, emitted_seconds, is_intensive
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random
 from bwsk_fx.planning.jumps import jumps
+from bwsk_fx.planning.simplify import operands_again, updates_state
 
 # Importing a family fills the registry of inverses.
 from bwsk_fx.rules import (  # noqa: F401
@@ -25,6 +26,9 @@ from bwsk_fx.rules import (  # noqa: F401
 )
 from bwsk_fx.rules.inverse import Emit, Inverse, WitnessWriter, inverses_of
 from bwsk_fx.rules.replay import generator_state
+
+# Its place among the results of a batch norm in train mode; the running variance follows.
+_RUNNING_MEAN = 3
 
 
 class Kind(Enum):
@@ -120,17 +124,21 @@ def _can_recompute(node: fx.Node) -> bool:
     if "witness_of" in node.meta and jumps(node):
         # Which branch a value is in helps to rebuild that very value.
         return False
+    if node.target is operator.getitem and updates_state(node.args[0]) and node.args[1] >= _RUNNING_MEAN:  # type: ignore[arg-type, operator]
+        # A batch norm that runs again does not compute its next statistics.
+        return False
     return node.op == "call_function" and not is_random(node) and not is_constant(node)
 
 
 def _recompute(node: fx.Node, costs: CostModel) -> Derivation:
     def emit(graph: fx.Graph, tails: Sequence[fx.Node]) -> fx.Node:
-        at = dict(zip(node.all_input_nodes, tails, strict=True))
-        return graph.node_copy(node, at.__getitem__)
+        at = dict(zip(operands_again(node), tails, strict=True))
+        # What a batch norm leaves alone when it runs again is not there.
+        return graph.node_copy(node, at.get if updates_state(node) else at.__getitem__)
 
     seconds = 0.0 if node.target is operator.getitem else costs.seconds(node)
     name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
-    tails, work = tuple(node.all_input_nodes), is_intensive(node)
+    tails, work = operands_again(node), is_intensive(node)
     return Derivation(node, tails, Kind.RECOMPUTE, emit, True, seconds, work, name, jumps(node))
 
 

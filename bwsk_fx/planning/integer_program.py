@@ -44,7 +44,7 @@ class Problem:
     Attributes:
         classes: Each class of values that are views of each other, by its first value, in graph order.
         needs: The classes that the backward pass reads and that are not given.
-        given: Those that are at hand anyway: parameters, buffers and numbers.
+        given: Those that are at hand anyway: numbers, parameters, and buffers that keep their values.
         derivations: The ways from class to class that may be of use.
         hypergraph: Where they come from.
         step: Modelled seconds of the conventional step.
@@ -66,7 +66,7 @@ class Problem:
         """Read the problem off a joint graph and its hypergraph."""
         class_of = hypergraph.class_of
         classes = tuple(dict.fromkeys(class_of.values()))
-        given = {class_of[primal] for primal in joint.static_primals}
+        given = {class_of[primal] for primal in joint.at_hand}
         given |= {value for value in classes if is_constant(value)}
         needed = dict.fromkeys(class_of[node] for node in joint.needed())
         needs = tuple(cls for cls in needed if cls not in given)

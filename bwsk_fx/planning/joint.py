@@ -35,9 +35,10 @@ class JointGraph:
         tangents: Placeholders for the gradients of its outputs.
         forward_outputs: What the forward pass returns; sizes among it are numbers.
         gradients: What the backward pass returns, one per primal; None where none is wanted.
-        static_primals: The primals that are parameters or buffers, which are at hand in the backward pass anyway.
+        static_primals: The primals that are parameters or buffers.
         backward: The nodes that depend on a tangent.
         static: The nodes that depend on static primals alone.
+        rewritten: The primals that get another value when the forward pass is over.
     """
 
     graph: fx.Graph
@@ -49,6 +50,12 @@ class JointGraph:
     static_primals: frozenset[fx.Node]
     backward: frozenset[fx.Node]
     static: frozenset[fx.Node]
+    rewritten: frozenset[fx.Node] = frozenset()
+
+    @property
+    def at_hand(self) -> frozenset[fx.Node]:
+        """The primals that the backward pass may read without keeping them: what they were, they still are."""
+        return self.static_primals - self.rewritten
 
     def needed(self) -> list[fx.Node]:
         """Return the forward values that the backward pass uses, in graph order."""
@@ -100,13 +107,19 @@ def wrap_outputs(graph: fx.Graph, count: int) -> None:
     output.args = (tuple(returned),)
 
 
-def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_indices: Iterable[int]) -> JointGraph:
+def read_joint(
+    joint: fx.GraphModule,
+    num_forward_outputs: int,
+    static_primal_indices: Iterable[int],
+    rewritten_primal_indices: Iterable[int] = (),
+) -> JointGraph:
     """Classify the nodes of a traced joint graph.
 
     Args:
         joint: A graph module as `torch_private.trace_joint` returns it.
         num_forward_outputs: How many of its outputs belong to the forward pass.
         static_primal_indices: Which primals are parameters or buffers.
+        rewritten_primal_indices: Which primals the caller writes into when the forward pass is over.
 
     Raises:
         PlanError: The graph holds something other than ATen calls.
@@ -137,6 +150,7 @@ def read_joint(joint: fx.GraphModule, num_forward_outputs: int, static_primal_in
         static_primals,
         frozenset(backward),
         frozenset(graph.nodes) - backward - _depending_on(graph, dynamic_primals) - _random(graph),
+        frozenset(primals[index] for index in rewritten_primal_indices),
     )
 
 

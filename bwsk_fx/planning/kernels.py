@@ -63,7 +63,7 @@ def kernel_calls(node: fx.Node) -> list[KernelCall]:
 def launches_nothing(target: Any) -> bool:
     """Whether an operator only describes a tensor anew, or only asks about one (its device, a size)."""
     asks = getattr(target, "namespace", "") == "prim" or getattr(target, "overloadpacket", None) in _QUESTIONS
-    return asks or moves_no_data(target) or getattr(target, "is_view", False)
+    return asks or moves_no_data(target)
 
 
 def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -58,7 +58,6 @@ class _CheckedRun(fx.Interpreter):
             self._symbols.setdefault(private.expression_of(recorded), result)
         if n.op != "call_function" or not isinstance(result, Tensor) or not isinstance(recorded, Tensor):
             return result
-        self._learn(recorded.shape, result.shape)
         shape, strides = (at_sizes(own, self._symbols) for own in (recorded.shape, recorded.stride()))
         # Not the dtype: fakes are wrong about statistics of mixed dtypes, and the next kernel takes what it gets.
         if tuple(result.shape) != shape:
@@ -70,12 +69,6 @@ class _CheckedRun(fx.Interpreter):
             return result
         self.otherwise[n] = recorded.stride()
         return laid_out(result, strides)
-
-    def _learn(self, recorded: Sequence[Any], sizes: Sequence[int]) -> None:
-        """Take symbols from a tensor's sizes: a backward pass is handed those that its calls have as arguments."""
-        for expected, size in zip(recorded, sizes, strict=False):
-            if is_symbolic(expected):
-                self._symbols.setdefault(private.expression_of(expected), size)
 
 
 def _lies_alike(one: Tensor, strides: Sequence[int]) -> bool:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
 from bwsk_fx.planning.derivations import Derivation, Hypergraph
 from bwsk_fx.planning.joint import JointGraph, is_constant, is_random, nbytes
 from bwsk_fx.planning.kernels import fill_in_values
 from bwsk_fx.planning.liveness import peak_bytes
 from bwsk_fx.planning.simplify import forget_state_updates
-from bwsk_fx.planning.sizes import bind_sizes, is_symbolic, symbols_of
+from bwsk_fx.planning.sizes import bind_sizes, is_symbolic, symbolic_numbers_of, symbols_of
 from bwsk_fx.planning.solve import Solution
 from bwsk_fx.planning.views import base_of
 from bwsk_fx.rules.inverse import laid_out
@@ -65,10 +66,14 @@ def partition(joint: JointGraph, hypergraph: Hypergraph, solution: Solution, *, 
     backward = writer.write()
     forward = _write_forward(joint, solution.kept)
     fill_in_values([*forward.nodes, *backward.nodes])
-    own = {primal.name for primal in joint.static_primals}
-    peaks = [peak_bytes(graph, [node for node in graph.nodes if node.name in own]) for graph in (forward, backward)]
+    peaks = (_peak(forward, joint.static_primals), _peak(backward, joint.at_hand))
     modules = _module(forward, "RegionForward"), _module(backward, "RegionBackward")
     return Partition(*modules, writer.static_indices(), *peaks)
+
+
+def _peak(graph: fx.Graph, own: Iterable[fx.Node]) -> int:
+    names = {primal.name for primal in own}
+    return peak_bytes(graph, [node for node in graph.nodes if node.name in names])
 
 
 def _module(graph: fx.Graph, name: str) -> fx.GraphModule:
@@ -84,7 +89,10 @@ def _write_forward(joint: JointGraph, kept: Sequence[fx.Node]) -> fx.Graph:
     for node in joint.graph.nodes:
         if node in joint.primals or (node in wanted and node.op == "call_function"):
             at[node] = graph.node_copy(node, at.__getitem__)
-    saved = tuple(_own_storage(graph, node, at[node], kept) for node in kept)
+    saved = tuple(
+        graph.call_function(aten.clone.default, (at[node],)) if is_kept_as_copy(joint, node, kept) else at[node]
+        for node in kept
+    )
     returned = [at[output] if isinstance(output, fx.Node) else output for output in joint.forward_outputs]
     graph.output((_distinct(graph, returned), saved))
     bind_sizes(graph, symbols_of(graph.find_nodes(op="placeholder")))
@@ -102,14 +110,20 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _own_storage(graph: fx.Graph, node: fx.Node, copied: fx.Node, kept: Sequence[fx.Node]) -> fx.Node:
-    return graph.call_function(aten.clone.default, (copied,)) if is_kept_as_copy(node, kept) else copied
+def is_kept_as_copy(joint: JointGraph, node: fx.Node, kept: Sequence[fx.Node]) -> bool:
+    """Whether a kept value needs memory of its own.
 
-
-def is_kept_as_copy(node: fx.Node, kept: Sequence[fx.Node]) -> bool:
-    """Whether a kept value is a view of something of which not all is kept, which it would keep alive."""
+    What it is a view of may be about to change, or not all of it is kept, and it would keep it alive.
+    """
     base = base_of(node)
-    return nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
+    return base in joint.rewritten or nbytes(base) > sum(nbytes(other) for other in kept if base_of(other) is base)
+
+
+def _symbols_in_sizes(graph: fx.Graph) -> set[Any]:
+    """Return the symbols in the recorded sizes and strides of tensors."""
+    tensors = (node for node in graph.nodes if not is_symbolic(node.meta.get("val")))
+    numbers = (number for node in tensors for number in symbolic_numbers_of(node))
+    return {symbol for number in numbers for symbol in private.symbols_in(number)}
 
 
 def _distinct(graph: fx.Graph, outputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -137,7 +151,7 @@ class _BackwardWriter:
             self._views.setdefault(view.head, []).append(view)
         # Numbers come behind tensors.
         self._static = sorted(
-            (index for index, primal in enumerate(joint.primals) if primal in joint.static_primals),
+            (index for index, primal in enumerate(joint.primals) if primal in joint.at_hand),
             key=lambda index: is_symbolic(joint.primals[index].meta.get("val")),
         )
         self._take_inputs(solution.kept)
@@ -173,15 +187,17 @@ class _BackwardWriter:
 
     def _lay_out_copies(self, kept: Sequence[fx.Node]) -> None:
         for node in kept:
-            if is_kept_as_copy(node, kept) and not node.meta["val"].is_contiguous():
+            if is_kept_as_copy(self._joint, node, kept) and not node.meta["val"].is_contiguous():
                 copied = self._graph.call_function(laid_out, (self._at[node], node.meta["val"].stride()))
                 copied.meta = dict(node.meta)
                 self._at[node] = copied
 
     def _drop_unread_static(self) -> None:
+        sizes = _symbols_in_sizes(self._graph)
         for index in list(self._static):
             taken = self._at[self._joint.primals[index]]
-            if not taken.users:
+            # Whoever checks the layouts of a run has to know the symbols in them.
+            if not taken.users and not symbols_of([taken]).keys() & sizes:
                 self._static.remove(index)
                 self._graph.erase_node(taken)
 

@@ -161,14 +161,26 @@ def read_less(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def updates_state(node: fx.Node) -> bool:
+    """Whether a call is a batch norm in train mode, which returns its next running statistics behind the rest."""
+    return node.target is aten._native_batch_norm_legit_functional.default and bool(node.args[5])
+
+
+def operands_again(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Return what a call reads when it runs again, where `forget_state_updates` sees to batch norms."""
+    if not updates_state(node):
+        return tuple(node.all_input_nodes)
+    return tuple(dict.fromkeys(operand for operand in node.args[:3] if isinstance(operand, fx.Node)))
+
+
 def forget_state_updates(graph: fx.Graph) -> None:
     """Let batch norms that run again, in train mode, leave the running statistics alone; all bits stay.
 
     They were updated when the norm ran first, and are not what they were then.
     """
-    for node in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_functional.default):
-        operand, weight, bias, _, _, trains, momentum, eps = node.args
-        if trains:
+    for node in graph.nodes:
+        if updates_state(node):
+            operand, weight, bias, _, _, _, momentum, eps = node.args
             node.target = aten._native_batch_norm_legit.no_stats
             node.args = (operand, weight, bias, True, momentum, eps)
             node.meta["val"] = node.meta["val"][:3]

@@ -66,7 +66,7 @@ def inline_sizes(graph: fx.Graph) -> None:
     """
     known = set(symbols_of(graph.find_nodes(op="placeholder")))
     for node in graph.nodes:
-        if any(not private.symbols_in(value) <= known for value in _numbers_of(node)):
+        if any(not private.symbols_in(value) <= known for value in symbolic_numbers_of(node)):
             raise PlanError(
                 f"the size of {node.name} ({node.target}) depends on data, at {node.stack_trace or 'an unknown line'}; "
                 "a plan needs sizes that follow from those of the inputs: let Dynamo break the graph there "
@@ -86,7 +86,7 @@ def _symbolic_nodes(graph: fx.Graph) -> Iterator[tuple[fx.Node, Any]]:
     return ((node, node.meta["val"]) for node in graph.nodes if is_symbolic(node.meta.get("val")))
 
 
-def _numbers_of(node: fx.Node) -> Iterator[Any]:
+def symbolic_numbers_of(node: fx.Node) -> Iterator[Any]:
     """Yield the symbolic numbers in a node's value."""
     for leaf in pytree.tree_leaves(node.meta.get("val")):
         yield from filter(is_symbolic, (*leaf.shape, *leaf.stride()) if isinstance(leaf, Tensor) else (leaf,))

@@ -72,6 +72,11 @@ def assert_as_eager(assert_same_bits):
 
 
 @pytest.fixture
+def train() -> Callable[..., dict[str, Tensor | None]]:
+    return _train
+
+
+@pytest.fixture
 def x() -> Tensor:
     return torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -105,3 +105,25 @@ def test_an_exact_plan_gives_a_kept_part_its_own_layout(train_step, assert_same_
     (region,) = (module for module in exact.modules() if isinstance(module, ReversibleRegion))
     assert region.program.plan.kept_bytes == (64 * 16 + 64 * 8) * 4
     assert len(region.program.backward.graph.find_nodes(op="call_function", target=laid_out)) == 1
+
+
+class Doubled(nn.Module):
+    """No call of its backward pass takes the batch size as an argument, and no tensor there has it alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return torch.cat([x, x]).exp() * self.scale
+
+
+@pytest.mark.parametrize("budget", [0.0, float("inf")])
+def test_a_backward_pass_knows_the_symbols_in_its_sizes(budget):
+    torch._dynamo.reset()
+    model = Doubled()
+    run = torch.compile(model, backend="bwsk_fx", options={"compiler": "eager", "budget": budget}, dynamic=True)
+    for batch in (2, 5):
+        x = torch.randn(batch, 3)
+        (found,) = torch.autograd.grad(run(x).sum(1), model.scale, torch.ones(2 * batch))
+        torch.testing.assert_close(found, 2 * x.exp().sum(0))
