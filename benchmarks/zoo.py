@@ -47,6 +47,7 @@ def main() -> None:
         name: row for name in options.only or ZOO if (row := _row(name, ZOO[name])) is not None
     }
     rows = [found[name] for name in ZOO if name in found]
+    del options.only  # the file holds rows of several runs
     names = list(dict.fromkeys(name for row in rows for name in row))
     shown = ("model", "route", "nodes", "published", "sound", "kept MiB", *VARIANTS, "error", "bits")
     report(QUESTION, options, [dict.fromkeys(names) | row for row in rows], dict.fromkeys(shown, _cell))

@@ -46,7 +46,10 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False), allow_non_fake_inputs=True)
+    mode = FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False), allow_non_fake_inputs=True)
+    # `Module.to` cannot exchange tensors that anybody has weak references to, not even for themselves.
+    mode.fake_tensor_converter.meta_converter.tensor_memo = {}  # type: ignore[assignment]
+    return mode
 
 
 def without_fake_mode() -> AbstractContextManager[Any]:

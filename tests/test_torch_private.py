@@ -107,6 +107,10 @@ def fake_mode():
     with mode:
         assert type(torch.empty(2)).__name__ == "FakeTensor"
     assert mode.shape_env is not None
+    module = nn.Linear(2, 2)
+    fakes = {name: private.fake_tensor(mode, tensor) for name, tensor in module.named_parameters()}
+    with mode, private.swapped_parameters(module, fakes):
+        assert module.to(torch.float32).weight is fakes["weight"]
 
 
 @check
