@@ -38,6 +38,14 @@ _SPEECH = {
     "mask_time_prob": 0.0,
 }
 _STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
+_SWIN = {
+    "image_size": PIXELS,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
 
 _STUDY: dict[str, Entry] = {
     "bert-base": Entry("BertForMaskedLM", "words", {**_TEXT, "num_hidden_layers": 12}, padding=True),
@@ -78,30 +86,8 @@ _VISION: dict[str, Entry] = {
     "vit eager": Entry("ViTForImageClassification", "images", _PATCHES, implementation=_EAGER),
     "deit": Entry("DeiTForImageClassification", "images", _PATCHES),
     "beit": Entry("BeitForImageClassification", "images", {**_PATCHES, "use_relative_position_bias": True}),
-    "swin": Entry(
-        "SwinForImageClassification",
-        "images",
-        {
-            "image_size": PIXELS,
-            "patch_size": 4,
-            "embed_dim": 16,
-            "depths": [2, 2],
-            "num_heads": [2, 4],
-            "window_size": 4,
-        },
-    ),
-    "swinv2": Entry(
-        "Swinv2ForImageClassification",
-        "images",
-        {
-            "image_size": PIXELS,
-            "patch_size": 4,
-            "embed_dim": 16,
-            "depths": [2, 2],
-            "num_heads": [2, 4],
-            "window_size": 4,
-        },
-    ),
+    "swin": Entry("SwinForImageClassification", "images", _SWIN),
+    "swinv2": Entry("Swinv2ForImageClassification", "images", _SWIN),
     "convnext": Entry("ConvNextForImageClassification", "images", _STAGES),
     "convnextv2": Entry("ConvNextV2ForImageClassification", "images", _STAGES),
     "dinov2": Entry("Dinov2ForImageClassification", "images", _PATCHES),
