@@ -383,6 +383,7 @@ BUILT_IN = {
     ("planning/timing.py", "AssertionError"),  # never reached
     ("inspection/exported.py", "AssertionError"),
     ("_torch_private.py", "AssertionError"),
+    ("_torch_private.py", "LookupError"),  # caught where the writes of a graph are read
     ("cli.py", "Exit"),
     ("console.py", "Exit"),
 }

@@ -52,6 +52,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_small_run(run):
     only = ["checkpoint per block", "bwsk-fx", "memory sharing"]
     result = run("--budgets", "0", "inf", "--max-batch", "--only", *only)

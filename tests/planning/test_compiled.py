@@ -251,7 +251,7 @@ def _wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-@pytest.mark.parametrize("dtype", [None, BF16])
+@pytest.mark.parametrize("dtype", [None, pytest.param(BF16, marks=pytest.mark.slow)])
 def test_gradients_of_a_vit_are_as_good_as_eagers(make_vit, make_images, train_step, dtype):
     model, inputs = make_vit(), make_images(8)
     graph = bwsk_fx.capture(model, inputs)

@@ -180,7 +180,10 @@ def disk(tmp_path):
 
 
 # A checkpoint is about 280 KiB: the model and its best weights 60 KiB each, the optimizer 120 KiB.
-@pytest.mark.parametrize("free", [0, 2**15, 2**16 + 2**15, 2**17 + 2**16])
+@pytest.mark.parametrize(
+    "free",
+    [0, 2**16 + 2**15, *(pytest.param(free, marks=pytest.mark.slow) for free in (2**15, 2**17 + 2**16))],
+)
 def test_a_full_disk_costs_no_finished_work(disk, undisturbed, free):
     output = disk.root / "out"
     _quietly(_scratch(output))

@@ -128,6 +128,7 @@ class Augmentation:
         return self.batches[-1]
 
 
+@pytest.mark.slow
 def test_every_epoch_and_every_mode_sees_its_own_augmented_images(few):
     seen, recipe = {mode: Augmentation() for mode in Mode}, replace(RECIPE, epochs=2)
     exact = ReversibleOptions(faith="exact")
