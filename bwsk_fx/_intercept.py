@@ -106,14 +106,19 @@ def _branches(on_branch: Branch) -> Iterator[None]:
 
 def _autograd_functions(is_opaque: Callable[[], bool], on_untraceable: Event) -> Any:
     def on_call(function: type) -> None:
-        # Those of torch.nn carry backward hooks, and do nothing in the forward pass.
-        if not is_opaque() and not function.__module__.startswith("torch.nn."):
+        # Those of torch.nn carry backward hooks and that of a checkpoint (before 2.13) its inputs: neither computes.
+        carries = function.__module__.startswith("torch.nn.") or _is_of_checkpoints(function)
+        if not is_opaque() and not carries:
             raise CaptureError(_refusal(function))
         # A backward pass of the user's may do what no trace shows: set the random state, or leave PyTorch.
         if function is CheckpointFunction or not function.__module__.startswith("torch."):
             on_untraceable()
 
     return private.autograd_functions_announced(on_call)
+
+
+def _is_of_checkpoints(function: type) -> bool:
+    return function.__module__ == CheckpointFunction.__module__ and function is not CheckpointFunction
 
 
 def _refusal(function: type) -> str:
