@@ -169,7 +169,8 @@ class Partitioner(_InductorPartitioner):
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Partition a joint graph; called by Inductor."""
         static = kwargs.get("static_lifetime_input_indices") or ()
-        program, writes = _planned(gm, kwargs["num_fwd_outputs"], static, self.options)
+        outputs = kwargs["num_fwd_outputs"]
+        program, writes = _planned(gm, outputs, static, self.options, _frozen_vectors(gm, outputs, static))
         add_report(CompileReport(gm, self.options, program.plan, program.forward, program.backward))
         return private.retraced(_flat_forward(program, writes)), private.retraced(_flat_backward(program))
 
@@ -179,6 +180,21 @@ class Partitioner(_InductorPartitioner):
         contents = b"".join(file.read_bytes() for file in files)
         plan = Path(self.options.plan).read_bytes() if self.options.plan else b""
         return hashlib.sha256(contents + plan + str(self.options).encode()).hexdigest()
+
+
+def _frozen_vectors(joint: fx.GraphModule, outputs: int, static: Sequence[int]) -> list[int]:
+    """Return the places of vectors without a gradient: running statistics, which a batch norm elsewhere may change.
+
+    What Dynamo calls an input, and so what is a buffer, is not known to a partitioner of Inductor's.
+    """
+    gradients = joint.graph.output_node().args[0][outputs:]  # type: ignore[index]
+    values = [_placeholder_values(joint)[place] for place in static]
+    vectors = (
+        place
+        for place, value in zip(static, values, strict=True)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 1
+    )
+    return [place for place in vectors if place < len(gradients) and gradients[place] is None]
 
 
 def _planned(

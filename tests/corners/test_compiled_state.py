@@ -211,6 +211,17 @@ def test_statistics_that_change_outside_of_the_graph_are_seen_as_they_were(x, tr
     assert_close(train(model, [x.double()]), expected)
 
 
+@pytest.mark.slow
+def test_so_are_they_by_inductors_partitioner(x, train):
+    model = double(BrokenAtNorm)
+    expected = train(copy.deepcopy(model), [x.double()])
+    model.norm.forward = torch.compiler.disable(model.norm.forward)
+    changes = {"custom_partitioner_fn": bwsk_fx.compile.Partitioner(math.inf), "force_disable_caches": True}
+    with torch._inductor.config.patch(changes):
+        model.compile()
+        assert_close(train(model, [x.double()]), expected)
+
+
 def test_what_changes_is_kept_as_a_copy_and_what_stays_is_not_kept(x):
     compiled(double(NormReadBefore), budget=math.inf)(x.double())
     report = bwsk_fx.compile.last_report()
