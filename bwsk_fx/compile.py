@@ -187,7 +187,8 @@ def _frozen_vectors(joint: fx.GraphModule, outputs: int, static: Sequence[int]) 
 
     What Dynamo calls an input, and so what is a buffer, is not known to a partitioner of Inductor's.
     """
-    gradients = joint.graph.output_node().args[0][outputs:]  # type: ignore[index]
+    returned: Any = joint.graph.output_node().args[0]
+    gradients = returned[outputs:]
     values = [_placeholder_values(joint)[place] for place in static]
     vectors = (
         place
