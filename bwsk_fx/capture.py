@@ -130,9 +130,10 @@ class GraphGuard:
                 f"{_in_words(autocast_state())}: the model's Python code casts to the dtype of an activation, "
                 "which autocast decides; capture it again inside the autocast block that it runs in"
             )
-        names = [node.target for node in module.graph.find_nodes(op="placeholder")]  # type: ignore[union-attr, operator]
-        if broken := self.broken(dict(zip(names, args, strict=False)) | kwargs):
-            raise CaptureError(f"{broken}; capture it again with inputs of this size")
+        if self.conditions or self.ones:
+            names = [node.target for node in module.graph.find_nodes(op="placeholder")]  # type: ignore[union-attr, operator]
+            if broken := self.broken(dict(zip(names, args, strict=False)) | kwargs):
+                raise CaptureError(f"{broken}; capture it again with inputs of this size")
 
     def broken(self, inputs: Mapping[str, Any]) -> str | None:
         """Say which condition on sizes some inputs do not fulfil; None where the graph holds for them."""
