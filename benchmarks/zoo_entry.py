@@ -36,30 +36,28 @@ class Entry:
     study: bool = False
     padding: bool = False
 
-    def make(self, *, dropout: bool = False) -> nn.Module:
+    def make(self) -> nn.Module:
         """Make the model in train mode, with weights that hide nothing: no scale is one, no bias is zero.
 
-        Args:
-            dropout: Keep the configuration's dropout, stochastic depth and jitter, instead of switching them off.
+        Dropout, stochastic depth and jitter are off: in float64 they would draw otherwise.
 
         Raises:
             ImportError: The architecture is timm's, which is not installed.
         """
         torch.manual_seed(0)
-        model = self._of_timm() if self.architecture.startswith("timm:") else self._of_transformers(dropout)
+        model = self._of_timm() if self.architecture.startswith("timm:") else self._of_transformers()
         for parameter in model.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
         return model.train()
 
-    def _of_transformers(self, dropout: bool) -> nn.Module:
+    def _of_transformers(self) -> nn.Module:
         import transformers
 
         made: Any = getattr(transformers, self.architecture)
         config = made.config_class(**self.options)
         for part in _parts(config):
             part.use_cache = False
-            if not dropout:
-                _switch_off_randomness(part)
+            _switch_off_randomness(part)
         return made._from_config(config, **self.implementation)
 
     def _of_timm(self) -> nn.Module:

@@ -38,6 +38,13 @@ _SPEECH = {
     "mask_time_prob": 0.0,
 }
 _STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
+_SERIES = {
+    "num_input_channels": 2,
+    "context_length": 32,
+    "patch_length": 8,
+    "patch_stride": 8,
+    "prediction_length": 8,
+}
 _SWIN = {
     "image_size": PIXELS,
     "patch_size": 4,
@@ -305,11 +312,7 @@ _OTHERS: dict[str, Entry] = {
         "PatchTSTForPrediction",
         "series",
         {
-            "num_input_channels": 2,
-            "context_length": 32,
-            "patch_length": 8,
-            "patch_stride": 8,
-            "prediction_length": 8,
+            **_SERIES,
             "d_model": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
@@ -321,11 +324,7 @@ _OTHERS: dict[str, Entry] = {
         "PatchTSMixerForPrediction",
         "series",
         {
-            "num_input_channels": 2,
-            "context_length": 32,
-            "patch_length": 8,
-            "patch_stride": 8,
-            "prediction_length": 8,
+            **_SERIES,
             "d_model": 16,
             "num_layers": 2,
         },

@@ -61,7 +61,7 @@ class Recorder(TorchFunctionMode):
         self._alive: list[Any] = list(tensors.values())
         self._stack: dict[str, tuple[str, type]] = {}
         self._opaque = False
-        self._taking: dict[nn.Module, str] = {}  # leaves that are called with modules
+        self._taking: set[nn.Module] = set()  # leaves that are called with modules
         self._state = StateWatch(tensors)
         self._draws = PythonDraws()
         self.saved_tensor_hooks: list[str | None] = []  # where the model's code puts some on
@@ -183,15 +183,15 @@ class Recorder(TorchFunctionMode):
         if path is None or self._opaque:
             return original(module, *args, **kwargs)
         with self._entered(path, module):
-            if module is self._root or not self._is_leaf(module) or self._opened(path, module, args, kwargs):
+            if module is self._root or not self._is_leaf(module) or self._opened(module, args, kwargs):
                 return original(module, *args, **kwargs)
             return self._leaf(original, module, path, args, kwargs)
 
-    def _opened(self, path: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
+    def _opened(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether a leaf is called with other modules, as DoRA's are: a node takes none, so its code is recorded."""
         takes = any(isinstance(leaf, nn.Module) for leaf in pytree.tree_leaves((args, kwargs)))
-        if takes and module not in self._taking:
-            self._taking[module] = path
+        if takes:
+            self._taking.add(module)
         return takes
 
     def _leaf(self, original: Callable, module: nn.Module, path: str, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from bwsk_fx.errors import PlanError
 from bwsk_fx.planner import choose
 from bwsk_fx.planning.calibration import cost_model
 from bwsk_fx.planning.compiled import compile_graph, unboxed
-from bwsk_fx.planning.joint import read_joint, wrap_outputs
+from bwsk_fx.planning.joint import is_tangent, read_joint, wrap_outputs
 from bwsk_fx.planning.layouts import run
 from bwsk_fx.planning.options import PlanOptions, plan_options
 from bwsk_fx.planning.program import Program
@@ -109,7 +109,7 @@ class _Compilation:
         sources = [private.dynamo_source(node) for node in self._graph.graph.find_nodes(op="placeholder")]
         found = []
         for place, node in enumerate(joint.graph.find_nodes(op="placeholder")):
-            index = None if _is_tangent(node) else private.place_in_dynamos_graph(node)
+            index = None if is_tangent(node) else private.place_in_dynamos_graph(node)
             value = node.meta["val"]
             if index is not None and isinstance(value, Tensor) and value.is_floating_point():
                 found += [place] * ("_buffers[" in sources[index])
@@ -215,7 +215,7 @@ def _prospect(
     joint: fx.GraphModule, outputs: int, static: Sequence[int], rewritten: Sequence[int], options: PlanOptions
 ) -> Prospect:
     inline_sizes(joint.graph)
-    _write_out_constants(joint)
+    _require_no_constants(joint)
     name_modules(joint.graph)
     wrap_outputs(joint.graph, outputs)
     sizes = [place for place, value in enumerate(_placeholder_values(joint)) if is_symbolic(value)]
@@ -233,10 +233,6 @@ def _chosen(prospect: Prospect, options: PlanOptions) -> Program:
         return prospect.within_budget()
     (index,) = choose([prospect.candidates], options, 0)
     return prospect.candidates[index]
-
-
-def _is_tangent(node: fx.Node) -> bool:
-    return "tangents" in str(node.target)
 
 
 def _placeholder_values(module: fx.GraphModule) -> list[Any]:
@@ -277,21 +273,11 @@ def _sizes_last(program: Program, given: list[Any]) -> list[Any]:
     return ordered
 
 
-def _write_out_constants(joint: fx.GraphModule) -> None:
-    """Replace tensors that the graph holds by calls that make them, as long as they have at most one element."""
+def _require_no_constants(joint: fx.GraphModule) -> None:
     for node in joint.graph.find_nodes(op="get_attr"):
-        value = node.meta["val"]
         held = getattr(joint, str(node.target))
         if held.numel() > 1:
             raise PlanError(
                 f"the graph holds a constant tensor of sizes {tuple(held.shape)} ({node.target}): register it as a "
                 "buffer of the model, so that it is an input"
             )
-        with private.without_fake_mode():
-            number = held.item() if held.numel() else 0
-        with joint.graph.inserting_before(node):
-            layout = {"dtype": value.dtype, "device": value.device}
-            made = joint.graph.call_function(aten.full.default, (list(value.shape), number), layout)
-        made.meta = dict(node.meta)
-        node.replace_all_uses_with(made)
-        joint.graph.erase_node(node)

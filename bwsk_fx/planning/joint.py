@@ -65,7 +65,7 @@ class JointGraph:
 
     def tangents_read(self) -> tuple[frozenset[int], ...]:
         """Return, per gradient, the places of the tangents that it depends on."""
-        reached = [_depending_on(self.graph, [tangent]) for tangent in self.tangents]
+        reached = [depending_on(self.graph, [tangent]) for tangent in self.tangents]
         return tuple(
             frozenset(place for place, nodes in enumerate(reached) if gradient in nodes) for gradient in self.gradients
         )
@@ -75,8 +75,8 @@ class JointGraph:
 
         A saved view keeps the whole tensor that it is a view of.
         """
-        tangents = [node for node in _placeholders(self.conventional) if _is_tangent(node)]
-        backward = _depending_on(self.conventional, tangents)
+        tangents = [node for node in _placeholders(self.conventional) if is_tangent(node)]
+        backward = depending_on(self.conventional, tangents)
         own = {node.name for node in self.static_primals}
         read = {operand for node in backward for operand in node.all_input_nodes} - backward
         return sum(nbytes(base) for base in set(map(base_of, read)) if base.name not in own)
@@ -131,15 +131,15 @@ def read_joint(
     graph = _merge_equal_calls(joint.graph)
     read_less(graph)
     placeholders = _placeholders(graph)
-    primals = tuple(node for node in placeholders if not _is_tangent(node))
-    tangents = tuple(filter(_is_tangent, placeholders))
+    primals = tuple(node for node in placeholders if not is_tangent(node))
+    tangents = tuple(filter(is_tangent, placeholders))
     _require_aten(graph)
     outputs = pytree.tree_leaves(graph.output_node().args[0], is_leaf=lambda leaf: leaf is None)
     static_primals = frozenset(primals[index] for index in static_primal_indices)
     dynamic_primals = [node for node in primals if node not in static_primals]
     forward_outputs = tuple(map(_unwrapped, outputs[:num_forward_outputs]))
     _share_versions(graph)
-    backward = _depending_on(graph, tangents)
+    backward = depending_on(graph, tangents)
     return JointGraph(
         graph,
         joint.graph,
@@ -149,7 +149,7 @@ def read_joint(
         tuple(outputs[num_forward_outputs:]),
         static_primals,
         frozenset(backward),
-        frozenset(graph.nodes) - backward - _depending_on(graph, dynamic_primals) - _random(graph),
+        frozenset(graph.nodes) - backward - depending_on(graph, dynamic_primals) - _random(graph),
         frozenset(primals[index] for index in rewritten_primal_indices),
     )
 
@@ -187,11 +187,13 @@ def _placeholders(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
-def _is_tangent(node: fx.Node) -> bool:
+def is_tangent(node: fx.Node) -> bool:
+    """Whether a placeholder of a joint graph is the gradient of an output."""
     return "tangents" in str(node.target)
 
 
-def _depending_on(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
+def depending_on(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
+    """Return the sources, and the calls that depend on one of them."""
     reached = set(sources)
     for node in graph.nodes:
         if node.op == "call_function" and not reached.isdisjoint(node.all_input_nodes):
@@ -200,7 +202,7 @@ def _depending_on(graph: fx.Graph, sources: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _random(graph: fx.Graph) -> set[fx.Node]:
-    return _depending_on(graph, [node for node in graph.nodes if is_random(node)])
+    return depending_on(graph, [node for node in graph.nodes if is_random(node)])
 
 
 def _require_aten(graph: fx.Graph) -> None:

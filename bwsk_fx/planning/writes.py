@@ -15,6 +15,7 @@ from torch import fx
 
 from bwsk_fx import _torch_private as private
 from bwsk_fx.errors import PlanError
+from bwsk_fx.planning.joint import depending_on, is_tangent
 
 aten = torch.ops.aten
 
@@ -57,7 +58,7 @@ def take_writes(joint: fx.GraphModule, num_forward_outputs: int) -> Writes:
     """
     primals = joint.graph.find_nodes(op="placeholder")
     writers = [node for node in joint.graph.nodes if _writes(node)]
-    backward = _depending_on_tangents(joint.graph)
+    backward = depending_on(joint.graph, list(filter(is_tangent, primals)))
     for node in writers:
         if node in backward or private.runs_in_backward(node):
             raise PlanError(f"the backward pass {_what(node)}: let the forward pass do it")
@@ -90,11 +91,3 @@ def _writes(node: fx.Node) -> bool:
 
 def _what(node: fx.Node) -> str:
     return f"writes into {node.args[0]}, at {node.stack_trace or 'an unknown line'}"
-
-
-def _depending_on_tangents(graph: fx.Graph) -> set[fx.Node]:
-    found = {node for node in graph.find_nodes(op="placeholder") if "tangents" in str(node.target)}
-    for node in graph.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
